@@ -1,0 +1,87 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medunet.errors import ResourceError
+from medunet.types import StrPath
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def atomic_path(target: StrPath) -> Iterator[Path]:
+    """A temporary path beside `target`, with its suffixes, that replaces it when the block ends well.
+
+    Raises:
+        ResourceError: the disk is full or a file-size limit was reached; nothing is left behind.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(target.suffixes[-2:])
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with disk_errors(target):
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: StrPath, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(target) as path:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(target: StrPath, content: Any) -> None:
+    """Write JSON atomically; NaN is refused, since JSON has none."""
+    write_text(target, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_with(target: StrPath, write: Callable[[Path], object]) -> None:
+    """Call ``write(temporary path)`` and put the result at `target` atomically."""
+    with atomic_path(target) as path:
+        write(path)
+
+
+@contextmanager
+def disk_errors(target: StrPath) -> Iterator[None]:
+    """Turn a full disk into a ResourceError that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise _full(target, error) from error
+        raise
+    except RuntimeError as error:  # torch.save reports a failed write so
+        if "file write failed" in str(error) or "unexpected pos" in str(error):
+            raise _full(target, error) from error
+        raise
+
+
+def _full(target: StrPath, error: BaseException) -> ResourceError:
+    return ResourceError(f"{target}: cannot be written, the disk is full ({error}); free some space and run again")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

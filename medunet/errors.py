@@ -1,0 +1,83 @@
+"""Every error that medunet raises on purpose.
+
+    MedunetError                 exit code 2: bad input or usage, nothing written
+    ├── InputError               a file that is missing, unreadable or not what it claims
+    │   ├── DatasetError         a dataset folder that cannot be trained on
+    │   └── GeometryError        two grids that should agree and do not
+    ├── PlanError                a plan that cannot be made, or a hand edit that does not fit
+    ├── BundleError              a bundle that is incomplete or a config that does not resolve
+    ├── NetworkError             a network or an input size that does not fit it
+    ├── ResourceError            memory or disk ran out
+    ├── MismatchError            an input that the model was not trained for (``--force`` overrides)
+    ├── PartialFailure           exit code 1: some cases failed, the others are done
+    └── UnsafeError              exit code 3: refused as unsafe
+
+A message says what, where, got, do - in one sentence.
+"""
+
+from __future__ import annotations
+
+
+class MedunetError(Exception):
+    """Root of all errors that a user can do something about."""
+
+    exit_code = 2
+
+
+class InputError(MedunetError):
+    """A file that is missing, unreadable or not what it claims to be."""
+
+
+class DatasetError(InputError):
+    """A dataset folder that cannot be used as it is."""
+
+
+class GeometryError(InputError):
+    """Two grids that should agree and do not."""
+
+
+class PlanError(MedunetError):
+    """A plan that cannot be made, or a hand edit that does not fit."""
+
+
+class BundleError(MedunetError):
+    """A bundle that is incomplete, or a config that does not resolve."""
+
+
+class NetworkError(MedunetError, ValueError):
+    """A network definition or an input size that does not fit."""
+
+
+class ResourceError(MedunetError):
+    """Memory or disk ran out."""
+
+
+class MismatchError(MedunetError):
+    """An input that the model was not made for."""
+
+
+class PartialFailure(MedunetError):
+    """Some cases failed, the others are done."""
+
+    exit_code = 1
+
+
+class UnsafeError(MedunetError):
+    """Refused as unsafe."""
+
+    exit_code = 3
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first medunet error in the chain of causes of `error`, else its innermost cause.
+
+    MONAI and Ignite wrap errors in RuntimeError; the sentence that helps the user is further down.
+    """
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        if isinstance(current, MedunetError):
+            return current
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+    return seen[-1]
