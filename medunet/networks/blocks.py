@@ -1,0 +1,132 @@
+"""The parts that a U-Net is made of: convolution, normalisation, activation, dropout; down and up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from medunet.errors import NetworkError
+
+Size: TypeAlias = tuple[int, ...]
+Upsampling: TypeAlias = Literal["transposed", "interpolated"]
+
+_CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_INSTANCE: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+_ACTIVATIONS = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "gelu": nn.GELU,
+    "silu": lambda: nn.SiLU(inplace=True),
+}
+NORMS = ("instance", "batch", "group", "none")
+ACTIVATIONS = tuple(_ACTIVATIONS)
+
+
+def convolution(dims: int, inputs: int, outputs: int, kernel: Size, stride: Size | None = None) -> nn.Module:
+    """A convolution with 'same' padding for odd kernels: spatial size n -> ceil(n / stride)."""
+    padding = tuple(k // 2 for k in kernel)
+    return _CONV[dims](inputs, outputs, kernel, stride or (1,) * dims, padding)
+
+
+def normalization(name: str, dims: int, channels: int) -> nn.Module:
+    """The normalisation layer called `name` (one of NORMS) with learnt scale and shift."""
+    if name == "instance":
+        return _INSTANCE[dims](channels, affine=True)
+    if name == "batch":
+        return _BATCH[dims](channels)
+    if name == "group":
+        groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
+        return nn.GroupNorm(groups, channels)
+    if name == "none":
+        return nn.Identity()
+    raise NetworkError(f"norm '{name}' is not known; take one of {', '.join(NORMS)}")
+
+
+def activation(name: str) -> nn.Module:
+    """The activation called `name` (one of ACTIVATIONS)."""
+    if name not in _ACTIVATIONS:
+        raise NetworkError(f"activation '{name}' is not known; take one of {', '.join(ACTIVATIONS)}")
+    module: nn.Module = _ACTIVATIONS[name]()
+    return module
+
+
+class ConvBlock(nn.Sequential):
+    """`convs` times convolution -> dropout -> normalisation -> activation; the first convolution has the stride.
+
+    Shapes: (batch, inputs, *n) -> (batch, outputs, *ceil(n / stride)).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        kernel: Size,
+        stride: Size,
+        *,
+        convs: int = 2,
+        norm: str = "instance",
+        act: str = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for number in range(convs):
+            first = number == 0
+            layers.append(convolution(dims, inputs if first else outputs, outputs, kernel, stride if first else None))
+            if dropout:
+                layers.append(_DROPOUT[dims](dropout))
+            layers += [normalization(norm, dims, outputs), activation(act)]
+        super().__init__(*layers)
+
+
+class UpSample(nn.Module):
+    """(batch, inputs, *n) -> (batch, outputs, *(n * stride)), by a transposed convolution or linear interpolation."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, stride: Size, mode: Upsampling) -> None:
+        super().__init__()
+        if mode == "transposed":
+            self.layers: nn.Module = _TRANSPOSED[dims](inputs, outputs, stride, stride)
+        elif mode == "interpolated":
+            linear = "bilinear" if dims == 2 else "trilinear"
+            scale = tuple(float(s) for s in stride)
+            self.layers = nn.Sequential(
+                convolution(dims, inputs, outputs, (1,) * dims),
+                nn.Upsample(scale_factor=scale, mode=linear, align_corners=False),
+            )
+        else:
+            raise NetworkError(f"upsample '{mode}' is not known; take transposed or interpolated")
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(x)
+        return result
+
+
+def per_axis(value: int | Sequence[int], dims: int, name: str) -> Size:
+    """A length per spatial axis from one number or a list.
+
+    Raises:
+        NetworkError: the list has another length than `dims`, or a value below 1.
+    """
+    sizes = (value,) * dims if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(sizes) != dims or min(sizes) < 1:
+        raise NetworkError(f"{name} is {list(sizes)}; give {dims} numbers >= 1, one per spatial axis")
+    return sizes
+
+
+def init_he(module: nn.Module, negative_slope: float = 0.01) -> None:
+    """He initialisation (He et al. 2015, doi:10.1109/ICCV.2015.123) of a convolution; biases are zero."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=negative_slope)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def concatenate(up: Tensor, skip: Tensor) -> Tensor:
+    """Join the up-sampled features and the skip connection along the channels."""
+    return torch.cat((up, skip), dim=1)

@@ -1,0 +1,192 @@
+"""The U-Net in 2D and 3D with configurable depth.
+
+Architecture after Ronneberger et al. 2015 (doi:10.1007/978-3-319-24574-4_28) and Çiçek et al. 2016
+(doi:10.1007/978-3-319-46723-8_49), with the changes that nnU-Net's plain network made standard: padded and strided
+convolutions, instance normalisation, leaky ReLU, deep supervision (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medunet.errors import NetworkError
+from medunet.networks.blocks import ConvBlock, Size, UpSample, Upsampling, concatenate, convolution, init_he, per_axis
+
+PerLevel = Sequence[int | Sequence[int]]
+
+
+class UNet(nn.Module):
+    """U-Net with one entry per level in `channels`, `strides` and `kernel_sizes`; depth = number of levels.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        out_channels: 1 (read with a sigmoid) or one per class including background (read with a softmax).
+        channels: feature channels per level, from full resolution down.
+        strides: stride on entering each level, a number or one per axis; the first is usually 1.
+        kernel_sizes: odd kernel size per level, a number or one per axis; 3 everywhere when not given.
+        convs_per_level: convolutions per level in encoder and decoder.
+        norm: instance, batch, group or none.
+        activation: leaky_relu, relu, gelu or silu.
+        dropout: probability of dropping a feature channel.
+        dropout_in: ``all`` blocks or the ``encoder`` only.
+        upsample: ``transposed`` convolution or ``interpolated``.
+        deep_supervision: number of lower-resolution outputs beside the full one; in training mode the forward pass
+            then returns a list, highest resolution first; in evaluation mode always one tensor.
+        checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+
+    Shapes: (batch, in_channels, *n) -> (batch, out_channels, *n), each n divisible by ``spatial_divisor``.
+
+    Raises:
+        NetworkError: lists of different lengths, even kernels, unknown names, or an input size that does not fit.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: PerLevel,
+        kernel_sizes: PerLevel | None = None,
+        *,
+        convs_per_level: int = 2,
+        norm: str = "instance",
+        activation: str = "leaky_relu",
+        dropout: float = 0.0,
+        dropout_in: str = "all",
+        upsample: Upsampling = "transposed",
+        deep_supervision: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims, self.checkpointing = spatial_dims, checkpointing
+        self.strides, kernels = _levels(spatial_dims, channels, strides, kernel_sizes)
+        _check_options(len(channels), deep_supervision, dropout, dropout_in)
+        options: dict[str, Any] = {"convs": convs_per_level, "norm": norm, "act": activation}
+        inside = {"dropout": dropout if dropout_in == "all" else 0.0}
+        widths = [in_channels, *channels]
+        self.encoder = nn.ModuleList(
+            ConvBlock(spatial_dims, widths[i], widths[i + 1], kernels[i], self.strides[i], dropout=dropout, **options)
+            for i in range(len(channels))
+        )
+        self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(channels) - 1)):
+            width = channels[level]
+            self.ups.append(
+                UpSample(spatial_dims, channels[level + 1], width, self.strides[level + 1], upsample),
+            )
+            ones = (1,) * spatial_dims
+            self.decoder.append(ConvBlock(spatial_dims, 2 * width, width, kernels[level], ones, **inside, **options))
+        self.heads = nn.ModuleList(
+            convolution(spatial_dims, channels[level], out_channels, (1,) * spatial_dims)
+            for level in range(deep_supervision + 1)
+        )
+        self.apply(init_he)
+
+    @classmethod
+    def of_depth(
+        cls,
+        depth: int,
+        base_channels: int = 32,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        max_channels: int | None = None,
+        **options: Any,
+    ) -> UNet:
+        """A U-Net with `depth` levels: channels double and size halves from level to level.
+
+        `max_channels` caps the channels (nnU-Net: 320 in 3D, 512 in 2D).
+        """
+        if depth < 1:
+            raise NetworkError(f"depth is {depth}; give at least 1 level")
+        cap = max_channels or (320 if spatial_dims == 3 else 512)
+        channels = [min(base_channels * 2**level, cap) for level in range(depth)]
+        return cls(spatial_dims, in_channels, out_channels, channels, [1] + [2] * (depth - 1), **options)
+
+    @property
+    def spatial_divisor(self) -> Size:
+        """What each spatial size of the input must be divisible by."""
+        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+
+    @property
+    def auxiliary_outputs(self) -> int:
+        """How many lower-resolution outputs follow the full one in training mode."""
+        return len(self.heads) - 1
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        self._require_fit(tuple(x.shape[2:]))
+        skips: list[Tensor] = []
+        for block in self.encoder:
+            x = self._run(block, x)
+            skips.append(x)
+        features = [skips.pop()]
+        for up, block in zip(self.ups, self.decoder, strict=True):
+            features.append(self._run(block, concatenate(up(features[-1]), skips.pop())))
+        if self.training and self.auxiliary_outputs:
+            return [head(feature) for head, feature in zip(self.heads, reversed(features), strict=False)]
+        full: Tensor = self.heads[0](features[-1])
+        return full
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+            return recomputed
+        result: Tensor = block(x)
+        return result
+
+    def _require_fit(self, size: Size) -> None:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        if len(size) != self.spatial_dims:
+            raise NetworkError(f"input has {len(size)} spatial axes; this is a {self.spatial_dims}D U-Net")
+        divisor = self.spatial_divisor
+        if any(n % d for n, d in zip(size, divisor, strict=True)):
+            nearest = nearest_valid_size(size, divisor)
+            raise NetworkError(
+                f"input size {list(size)} is not divisible by {list(divisor)}; the nearest that fits is {list(nearest)}"
+            )
+
+
+def nearest_valid_size(size: Sequence[int], divisor: Sequence[int]) -> Size:
+    """The multiples of `divisor` (at least one) closest to `size`; a tie goes to the larger.
+
+    >>> nearest_valid_size([96, 96, 61], [16, 16, 16])
+    (96, 96, 64)
+    """
+    return tuple(max(d, (2 * n + d) // (2 * d) * d) for n, d in zip(size, divisor, strict=True))
+
+
+def _levels(
+    dims: int, channels: Sequence[int], strides: PerLevel, kernels: PerLevel | None
+) -> tuple[list[Size], list[Size]]:
+    """Strides and kernel sizes per level and axis, checked against `channels`."""
+    if dims not in (2, 3):
+        raise NetworkError(f"spatial_dims is {dims}; give 2 or 3")
+    kernels = [3] * len(channels) if kernels is None else kernels
+    for name, values in (("strides", strides), ("kernel_sizes", kernels)):
+        if len(values) != len(channels) or not channels:
+            raise NetworkError(f"{name} has {len(values)} levels, channels has {len(channels)}; give one per level")
+    stride_sizes = [per_axis(stride, dims, f"strides[{i}]") for i, stride in enumerate(strides)]
+    kernel_sizes = [per_axis(kernel, dims, f"kernel_sizes[{i}]") for i, kernel in enumerate(kernels)]
+    if any(k % 2 == 0 for kernel in kernel_sizes for k in kernel):
+        raise NetworkError(f"kernel_sizes {[list(k) for k in kernel_sizes]} has an even number; padding needs odd ones")
+    if max(stride_sizes[0]) > 1:
+        raise NetworkError(f"strides[0] is {list(stride_sizes[0])}; the first level keeps the full resolution, give 1")
+    return stride_sizes, kernel_sizes
+
+
+def _check_options(depth: int, deep_supervision: int, dropout: float, dropout_in: str) -> None:
+    if not 0 <= deep_supervision <= max(depth - 2, 0):
+        raise NetworkError(f"deep_supervision is {deep_supervision}; {depth} levels allow 0 to {max(depth - 2, 0)}")
+    if not 0.0 <= dropout < 1.0:
+        raise NetworkError(f"dropout is {dropout}; give a probability from 0 to below 1")
+    if dropout_in not in ("all", "encoder"):
+        raise NetworkError(f"dropout_in is '{dropout_in}'; give all or encoder")
