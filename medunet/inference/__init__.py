@@ -1,0 +1,10 @@
+"""Whole volumes through a trained network, back onto each input's own grid."""
+
+from medunet.inference.device import pick_device
+from medunet.inference.folder import FolderInputs
+from medunet.inference.restoring import RestoreLabeld
+from medunet.inference.saving import SaveLabeld
+from medunet.inference.weights import Weights
+from medunet.inference.windows import WindowInferer
+
+__all__ = ["FolderInputs", "RestoreLabeld", "SaveLabeld", "Weights", "WindowInferer", "pick_device"]

@@ -1,0 +1,26 @@
+"""Where the network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from medunet.errors import ResourceError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU; any other name is taken as it is.
+
+    Raises:
+        ResourceError: the device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.split(":")[0]
+    present = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if kind not in present or not present[kind]():
+        raise ResourceError(f"device '{name}' is not available on this machine; give auto, cpu, cuda or mps")
+    return torch.device(name)

@@ -1,0 +1,121 @@
+"""Which cases an input means, and an output name for each that cannot collide."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunet.data.volume import VOLUME_SUFFIXES, stem_of
+from medunet.errors import InputError
+from medunet.types import StrPath
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's NAME_0000
+
+
+@dataclass(frozen=True)
+class InputCase:
+    """One case to segment: a file per channel (or one file with all), and the output's path below the output folder."""
+
+    images: tuple[str, ...]
+    output: str
+
+    @property
+    def name(self) -> str:
+        """What messages call the case."""
+        return self.output.removesuffix(".nii.gz")
+
+
+def find_cases(arguments: Iterable[StrPath], channels: int = 1) -> list[InputCase]:
+    """The cases that files, folders and ``@list.txt`` arguments mean.
+
+    A folder means every volume below it; with several channels, files ``NAME_0000``, ``NAME_0001`` of one folder belong
+    together. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder.
+
+    Raises:
+        InputError: nothing is there, or a case has another number of files than the model has channels.
+    """
+    groups: list[tuple[str, ...]] = []
+    for argument in arguments:
+        text = os.fspath(argument)
+        groups += _from_list(Path(text[1:])) if text.startswith("@") else _from_path(Path(text), channels)
+    if not groups:
+        raise InputError("no input: give volume files, folders of volumes, or @list.txt with one case per line")
+    _require_channels(groups, channels)
+    return name_outputs(list(dict.fromkeys(groups)))
+
+
+def name_outputs(groups: Sequence[tuple[str, ...]]) -> list[InputCase]:
+    """Keep each input's path below the deepest folder that all share; equal names get their suffix or a number."""
+    absolute = [Path(os.path.abspath(group[0])) for group in groups]
+    common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    stems = [_output_stem(path.relative_to(common), len(group) > 1) for path, group in zip(absolute, groups, strict=True)]
+    twins = Counter(stem.lower() for stem in stems)
+    taken: set[str] = set()
+    cases = []
+    for stem, path, group in zip(stems, absolute, groups, strict=True):
+        name = stem if twins[stem.lower()] == 1 else f"{stem}_{''.join(path.suffixes[-2:]).strip('.').replace('.', '_')}"
+        unique, number = name, 2
+        while unique.lower() in taken:
+            unique, number = f"{name}_{number}", number + 1
+        taken.add(unique.lower())
+        cases.append(InputCase(group, f"{unique}.nii.gz"))
+    return cases
+
+
+def _output_stem(relative: Path, grouped: bool) -> str:
+    stem = stem_of(relative)
+    match = _CHANNEL.match(stem) if grouped else None
+    return (relative.parent / (match["case"] if match else stem)).as_posix()
+
+
+def _from_list(path: Path) -> list[tuple[str, ...]]:
+    if not path.is_file():
+        raise InputError(f"{path}: list file is missing; give a text file with one case per line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [[part.strip() for part in line.split(";")] for line in lines if line and not line.startswith("#")]
+    return [tuple(str(path.parent / part) for part in row) for row in rows]
+
+
+def _from_path(path: Path, channels: int) -> list[tuple[str, ...]]:
+    if path.is_dir():
+        return _from_folder(path, channels)
+    if not path.exists():
+        raise InputError(f"{path}: is missing; give a volume file, a folder of volumes, or @list.txt")
+    if not _is_volume(path):
+        raise InputError(f"{path}: is not a volume that can be read; give one of {', '.join(VOLUME_SUFFIXES)}")
+    return [(str(path),)]
+
+
+def _from_folder(folder: Path, channels: int) -> list[tuple[str, ...]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_volume(p))
+    if not files:
+        dicom = any(p.suffix.lower() in (".dcm", ".ima") for p in folder.rglob("*") if p.is_file())
+        kind = "holds DICOM files, which this version does not read; convert them to NIfTI first" if dicom else (
+            f"has no volume; give a folder with {', '.join(VOLUME_SUFFIXES)} files"
+        )
+        raise InputError(f"{folder}: {kind}")
+    if channels == 1:
+        return [(str(path),) for path in files]
+    groups: dict[Path, list[str]] = defaultdict(list)
+    for path in files:
+        match = _CHANNEL.match(stem_of(path))
+        groups[path.parent / match["case"] if match else path].append(str(path))
+    return [tuple(group) for group in groups.values()]
+
+
+def _is_volume(path: Path) -> bool:
+    name = path.name.lower()
+    return not name.startswith(".") and name.endswith(tuple(VOLUME_SUFFIXES)) and not name.endswith((".img", ".img.gz"))
+
+
+def _require_channels(groups: Sequence[tuple[str, ...]], channels: int) -> None:
+    for group in groups:
+        if len(group) not in (1, channels):
+            raise InputError(
+                f"{group[0]}: the case has {len(group)} files, the model takes {channels} "
+                f"channel{'s' * (channels != 1)}; name them NAME_0000, NAME_0001, ... or list them in @list.txt"
+            )

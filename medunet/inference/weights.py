@@ -1,0 +1,63 @@
+"""Weights from a plain state dict, loaded when a run starts and never by unpickling code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medunet.errors import BundleError
+
+
+class Weights:
+    """Load ``BUNDLE/models/model.pt`` into a network when the engine starts (or on `load`).
+
+    Raises:
+        BundleError: (at load) the file is missing, broken, or made for another network.
+    """
+
+    def __init__(self, network: nn.Module, bundle_root: str, path: str = "models/model.pt") -> None:
+        self.network, self.path = network, Path(bundle_root) / path
+
+    def attach(self, engine: Any) -> None:
+        """Register with an Ignite engine."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, lambda _: self.load())
+
+    def load(self) -> None:
+        """Load the weights now."""
+        load_weights(self.network, self.path)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a plain state dict with ``weights_only=True``; keys and shapes must match exactly.
+
+    Raises:
+        BundleError: the file is missing, broken, or made for another network.
+    """
+    state = read_state(path)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise BundleError(f"{path}: weights do not fit the plan's network ({first}); plan and train again") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a ``.pt`` file, tensors and plain values only.
+
+    Raises:
+        BundleError: the file is missing, truncated, or would run code.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: is missing; train the bundle first (medunet train BUNDLE)")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise BundleError(f"{path}: cannot be loaded as plain weights ({reason}); get the file again") from error
+    return state

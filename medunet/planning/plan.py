@@ -1,0 +1,328 @@
+"""From a Fingerprint and a Budget to every number of a training run, each with its reason.
+
+Rules after nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, suppl. note 2). Where ours differ, the rule's
+docstring says so. A plan is arithmetic: the same fingerprint, budget and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from medunet.errors import PlanError
+from medunet.planning import geometry, memory, settings
+from medunet.planning.fingerprint import Fingerprint
+from medunet.planning.memory import NetworkShape
+
+DEFAULT_MEMORY = 8_000_000_000
+_BASE_CHANNELS = {"cpu": 16, "cuda": 32}
+_PATCH_VOXELS = {("cpu", 3): 64**3, ("cuda", 3): 128**3, ("cpu", 2): 256**2, ("cuda", 2): 512**2}
+_MAX_CHANNELS = {2: 512, 3: 320}
+_MAX_LEVELS = {"cpu": 5, "cuda": 7}
+_BATCH = {("cpu", 3): 4, ("cuda", 3): 4, ("cpu", 2): 12, ("cuda", 2): 32}
+_EPOCHS = {"cpu": 100, "cuda": 250}
+_STEPS = {"cpu": 25, "cuda": 250}
+_SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training run may take: bytes of memory, the device, and minutes or epochs (neither: a default)."""
+
+    memory: int = DEFAULT_MEMORY
+    device: str = "cpu"
+    minutes: float | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of a run. Axes are those of `orientation`; spacing in mm, patch in voxels, memory in bytes."""
+
+    name: str
+    dataset_digest: str
+    dims: int
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    orientation: str
+    spacing: tuple[float, ...]
+    normalization: tuple[dict[str, Any], ...]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    network: dict[str, Any]
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    steps_per_epoch: int
+    epochs: int
+    minutes: float | None
+    foreground_fraction: float
+    mirror_axes: tuple[int, ...]
+    rotation: tuple[float, ...]
+    overlap: float
+    memory_estimate: int
+    seen: dict[str, Any]
+    """Ranges of the training data that prediction compares its input with."""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The patch as a 3D box; a 2D plan has one slice."""
+        return (*self.patch_size, 1) if self.dims == 2 else self.patch_size
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Plan:
+        """The inverse of `as_json`.
+
+        Raises:
+            PlanError: a field is missing or unknown.
+        """
+        try:
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            return cls(**values)
+        except TypeError as error:
+            raise PlanError(f"the plan cannot be read: {error}; write it again with medunet plan") from error
+
+
+def plan(fingerprint: Fingerprint, budget: Budget, chosen: Mapping[str, Any] | None = None) -> Plan:
+    """Make a Plan; values in `chosen` are kept as they are and everything else follows from them.
+
+    Raises:
+        PlanError: a chosen value is unknown or does not fit, or nothing fits the memory.
+    """
+    chosen = settings.validate(chosen or {})
+    draft = _Draft(fingerprint, budget, dict(chosen))
+    frame = draft.frame()
+    network, patch, batch = draft.fit(frame)
+    return draft.finish(frame, network, patch, batch)
+
+
+class _Draft:
+    """The state while a plan is being made: what was chosen, and the reason of each number so far."""
+
+    def __init__(self, fingerprint: Fingerprint, budget: Budget, chosen: dict[str, Any]) -> None:
+        self.data, self.budget, self.chosen = fingerprint, budget, chosen
+        self.reasons: dict[str, str] = {}
+
+    def take(self, key: str, value: Any, reason: str) -> Any:
+        """The chosen value of `key` if there is one, else `value`; note the reason."""
+        if key in self.chosen:
+            self.reasons[key] = f"chosen by the user (the rule would give {_short(value)})"
+            return self.chosen[key]
+        self.reasons[key] = reason
+        return value
+
+    def frame(self) -> geometry.Frame:
+        """Dimensions, orientation and spacing."""
+        dims, reason = geometry.choose_dims(self.data)
+        dims = self.take("dims", dims, reason)
+        spacing_ras, spacing_reason = geometry.target_spacing(self.data)
+        orientation, reason = geometry.choose_orientation(self.data, spacing_ras, dims)
+        orientation = self.take("orientation", orientation, reason)
+        spacing = geometry.in_frame(spacing_ras, orientation)
+        spacing = tuple(float(s) for s in self.take("spacing", spacing, spacing_reason))
+        shape = geometry.in_frame(self.data.median_shape_at(geometry.in_world(spacing, orientation)), orientation)
+        return geometry.Frame(dims, orientation, spacing, shape)
+
+    def fit(self, frame: geometry.Frame) -> tuple[NetworkShape, tuple[int, ...], int]:
+        """Shrink the patch until a batch of at least two (one, if the patch was chosen) fits the memory."""
+        patch, reason = self._first_patch(frame)
+        while True:
+            network, patch = self._network(frame, patch)
+            batch = self._batch(frame, network, patch)
+            wanted = self.chosen.get("batch_size", 1 if "patch_size" in self.chosen else 2)
+            if memory.training_bytes(network, patch, wanted, self.budget.device) <= self.budget.memory:
+                break
+            smaller = geometry.shrink(patch, frame, network.strides)
+            if "patch_size" in self.chosen or smaller is None:
+                need = memory.training_bytes(network, patch, wanted, self.budget.device)
+                raise PlanError(
+                    f"a step with patch {list(patch)} and batch {wanted} takes about {need / 1e9:.1f} GB, the budget is "
+                    f"{self.budget.memory / 1e9:.1f} GB; give more memory, a smaller patch_size or fewer base_channels"
+                )
+            patch, reason = smaller, f"the largest in the data's proportions that fits {self._gigabytes()}"
+        self.reasons.setdefault("patch_size", reason)
+        return network, patch, batch
+
+    def _gigabytes(self) -> str:
+        return f"{self.budget.memory / 1e9:g} GB of memory"
+
+    def _first_patch(self, frame: geometry.Frame) -> tuple[tuple[int, ...], str]:
+        limit = _PATCH_VOXELS[self.budget.device, frame.dims]
+        patch = geometry.first_patch(frame, limit)
+        reason = (
+            f"the median case, {_short(tuple(round(n) for n in frame.shape[: frame.dims]))} voxels at this spacing, "
+            f"kept to {limit:,} voxels on {self.budget.device} and rounded up to what the strides divide"
+        )
+        return self.take("patch_size", patch, reason), reason
+
+    def _network(self, frame: geometry.Frame, patch: tuple[int, ...]) -> tuple[NetworkShape, tuple[int, ...]]:
+        """Levels, strides and kernels after nnU-Net; sizes rounded up to the divisor unless chosen."""
+        levels = self.take("max_levels", _MAX_LEVELS[self.budget.device], "")
+        strides, kernels = geometry.pooling(patch, frame.spacing[: frame.dims], int(levels))
+        self.reasons.pop("max_levels")
+        divisor = tuple(math.prod(s[axis] for s in strides) for axis in range(frame.dims))
+        fitted = tuple(math.ceil(n / d) * d for n, d in zip(patch, divisor, strict=True))
+        if "patch_size" in self.chosen:
+            settings.require_divisible(patch, divisor, levels=len(strides), dims=frame.dims)
+        base = self.take("base_channels", _BASE_CHANNELS[self.budget.device], "")
+        self.reasons.pop("base_channels")
+        channels = tuple(min(base * 2**level, _MAX_CHANNELS[frame.dims]) for level in range(len(strides)))
+        supervision = self.take("deep_supervision", max(0, min(2, len(strides) - 2)), "")
+        self.reasons.pop("deep_supervision")
+        if supervision > max(0, len(strides) - 2):
+            raise PlanError(f"deep_supervision={supervision} needs more than the plan's {len(strides)} levels")
+        network = NetworkShape(
+            in_channels=len(self.data.channels),
+            out_channels=len(self.data.labels),
+            channels=channels,
+            strides=strides,
+            kernel_sizes=kernels,
+            deep_supervision=supervision,
+            dropout=float(self.chosen.get("dropout", 0.0)),
+            checkpointing=bool(self.chosen.get("checkpointing", False)),
+        )
+        return network, fitted
+
+    def _batch(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...]) -> int:
+        """As many patches as the memory takes, at most 5% of the training voxels (nnU-Net) and a cap per device."""
+        free = self.budget.memory - memory.fixed_bytes(network, self.budget.device)
+        by_memory = int(free // memory.sample_bytes(network, patch))
+        total = math.prod(frame.shape) * self.data.cases
+        by_data = max(2, int(0.05 * total / math.prod(patch)))
+        cap = _BATCH[self.budget.device, frame.dims]
+        batch = max(1, min(by_memory, by_data, cap))
+        limits = {by_memory: f"what {self._gigabytes()} hold", by_data: "5% of the training voxels", cap: "the cap"}
+        reason = f"the least of memory ({by_memory}), 5% of the training voxels ({by_data}) and {cap} on this device"
+        return int(self.take("batch_size", batch, reason if batch in limits else "the smallest possible"))
+
+    def finish(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...], batch: int) -> Plan:
+        """Everything that follows once network, patch and batch are settled."""
+        normalization = self.take("normalization", *_normalization(self.data))
+        axes, mirror_reason = _mirror_axes(self.data, frame)
+        rotation, rotation_reason = _rotation(patch, frame)
+        epochs, minutes = self._duration()
+        low, high = self.data.spacing_range
+        self.reasons["channels"] = "as declared by the dataset"
+        return Plan(
+            name=self.data.name,
+            dataset_digest=self.data.digest,
+            dims=frame.dims,
+            channels=tuple(c.name for c in self.data.channels),
+            labels=dict(self.data.labels),
+            orientation=frame.orientation,
+            spacing=frame.spacing,
+            normalization=tuple(normalization),
+            patch_size=patch,
+            batch_size=batch,
+            network=self._network_arguments(network, frame),
+            learning_rate=self.take("learning_rate", 0.002, "AdamW with warm-up and cosine decay; docs/experiments.md"),
+            weight_decay=self.take("weight_decay", 0.01, "AdamW's usual value (Loshchilov and Hutter 2019)"),
+            warmup_steps=self.take("warmup_steps", 50, "enough for AdamW's second moments to settle"),
+            steps_per_epoch=self.take("steps_per_epoch", _STEPS[self.budget.device], "an epoch is a bookkeeping unit"),
+            epochs=epochs,
+            minutes=minutes,
+            foreground_fraction=self.take(
+                "foreground_fraction", 0.5, "every other patch is centred on a labelled voxel (nnU-Net: a third)"
+            ),
+            mirror_axes=tuple(self.take("mirror_axes", axes, mirror_reason)),
+            rotation=tuple(self.take("rotation", rotation, rotation_reason)),
+            overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
+            memory_estimate=self._memory(network, patch, batch),
+            seen={
+                "cases": self.data.cases,
+                "spacing_min": list(geometry.in_frame(low, frame.orientation)),
+                "spacing_max": list(geometry.in_frame(high, frame.orientation)),
+                "median_shape": [round(n) for n in frame.shape],
+                "pictures": self.data.pictures,
+                "intensity": [{"minimum": c.minimum, "maximum": c.maximum} for c in self.data.channels],
+            },
+            reasons=dict(sorted(self.reasons.items())),
+        )
+
+    def _memory(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> int:
+        need = memory.training_bytes(network, patch, batch, self.budget.device)
+        self.reasons["memory_estimate"] = f"{need / 1e9:.2f} GB for a training step, of {self._gigabytes()}"
+        return need
+
+    def _network_arguments(self, network: NetworkShape, frame: geometry.Frame) -> dict[str, Any]:
+        """The keyword arguments of `medunet.networks.UNet`."""
+        levels = len(network.channels)
+        self.reasons["network"] = (
+            f"{levels} levels: an axis is halved while at least 4 voxels remain and while it is not more than twice as "
+            f"coarse as the finest (nnU-Net); {memory.parameter_count(network):,} parameters"
+        )
+        arguments = asdict(replace(network))
+        arguments["spatial_dims"] = frame.dims
+        for key, default in (("norm", "instance"), ("activation", "leaky_relu"), ("upsample", "transposed")):
+            arguments[key] = self.chosen.get(key, default)
+        arguments["dropout_in"] = self.chosen.get("dropout_in", "all")
+        return arguments
+
+    def _duration(self) -> tuple[int, float | None]:
+        if self.budget.minutes is not None:
+            self.reasons["minutes"] = "given; the number of steps is measured when training starts"
+            return _EPOCHS[self.budget.device], float(self.budget.minutes)
+        epochs = self.budget.epochs
+        self.reasons["epochs"] = "given" if epochs else f"the default on {self.budget.device}"
+        return epochs or _EPOCHS[self.budget.device], None
+
+
+def _normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
+    """CT: clip to the foreground's percentiles, then its mean and deviation; else z-score per image (nnU-Net).
+
+    Ours clips each other image to its own percentiles 0.5 and 99.5 first: one bright artefact cannot set the scale.
+    """
+    schemes: list[dict[str, Any]] = []
+    for channel in data.channels:
+        if channel.name.strip().upper() == "CT":
+            values = {"low": channel.low, "high": channel.high, "mean": channel.mean, "std": max(channel.std, 1e-6)}
+            schemes.append({"scheme": "ct", **values})
+        else:
+            schemes.append({"scheme": "zscore"})
+    names = ", ".join(f"{c.name}: {s['scheme']}" for c, s in zip(data.channels, schemes, strict=True))
+    return tuple(schemes), f"{names} (CT has calibrated units; other images are scaled each by itself)"
+
+
+def _mirror_axes(data: Fingerprint, frame: geometry.Frame) -> tuple[tuple[int, ...], str]:
+    """Only axes along which anatomy may be mirrored; nnU-Net mirrors all."""
+    if data.pictures:
+        return tuple(range(frame.dims)), "pictures have no anatomical axes"
+    sided = [name for name in data.labels if any(side in name.lower() for side in _SIDES)]
+    if sided:
+        return (), f"label '{sided[0]}' tells left from right, a mirrored patch would be wrong"
+    axis = next(i for i, code in enumerate(frame.orientation) if code in "RL")
+    if axis >= frame.dims:
+        return (), "the left-right axis is not in the plane"
+    return (axis,), "left-right only: bodies are about symmetric along it and along no other axis"
+
+
+def _rotation(patch: tuple[int, ...], frame: geometry.Frame) -> tuple[tuple[float, ...], str]:
+    """Largest rotation about each axis in radians: 15 degrees in-plane when a patch is flat (nnU-Net), else 30."""
+    full = round(math.radians(30), 6)
+    if frame.dims == 2:
+        return (round(math.pi, 6) if min(patch) * 1.5 > max(patch) else full,), "in the plane"
+    if max(patch) / patch[-1] > 3:
+        return (0.0, 0.0, round(math.pi, 6)), "in the plane only: the patch is more than three times flatter than wide"
+    return (full,) * 3, "up to 30 degrees about every axis (nnU-Net)"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _short(value: Any) -> str:
+    plain = _plain(value)
+    if isinstance(plain, list):
+        return "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in plain) + "]"
+    return str(plain)

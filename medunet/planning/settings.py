@@ -1,0 +1,118 @@
+"""The numbers of a plan that a user may choose (``--set``, ``--config``), and what they may be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medunet.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a value must be, in words and as a test."""
+
+    rule: str
+    accepts: Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> Setting:
+    return Setting(
+        f"a whole number from {low} to {high}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
+def _number(low: float, high: float, *, below: bool = False) -> Setting:
+    return Setting(
+        f"a number from {low:g} to {'below ' if below else ''}{high:g}",
+        lambda v: _is_number(v) and low <= v and (v < high if below else v <= high),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(*words: str) -> Setting:
+    return Setting("one of " + ", ".join(words), lambda v: v in words)
+
+
+def _list(rule: str, accepts: Callable[[Any], bool], lengths: Sequence[int]) -> Setting:
+    return Setting(rule, lambda v: isinstance(v, (list, tuple)) and len(v) in lengths and all(accepts(i) for i in v))
+
+
+def _positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_orientation(value: Any) -> bool:
+    return isinstance(value, str) and sorted("RLAPSI".find(c) // 2 for c in value) == [0, 1, 2]
+
+
+SETTINGS: dict[str, Setting] = {
+    "dims": Setting("2 or 3", lambda v: v in (2, 3) and not isinstance(v, bool)),
+    "orientation": Setting("three axis codes such as RAS", _is_orientation),
+    "spacing": _list("three positive numbers in mm", lambda v: _is_number(v) and v > 0, (3,)),
+    "patch_size": _list("one positive whole number per axis", _positive_int, (2, 3)),
+    "batch_size": _whole(1, 512),
+    "base_channels": _whole(1, 256),
+    "max_levels": _whole(1, 10),
+    "deep_supervision": _whole(0, 8),
+    "norm": _one_of("instance", "batch", "group", "none"),
+    "activation": _one_of("leaky_relu", "relu", "gelu", "silu"),
+    "upsample": _one_of("transposed", "interpolated"),
+    "dropout": _number(0, 1, below=True),
+    "dropout_in": _one_of("all", "encoder"),
+    "checkpointing": Setting("true or false", lambda v: isinstance(v, bool)),
+    "learning_rate": _number(1e-7, 1),
+    "weight_decay": _number(0, 1),
+    "warmup_steps": _whole(0, 100_000),
+    "steps_per_epoch": _whole(1, 10_000),
+    "foreground_fraction": _number(0, 1),
+    "mirror_axes": _list("axis numbers such as [0]", lambda v: v in (0, 1, 2), (0, 1, 2, 3)),
+    "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
+    "overlap": _number(0, 1, below=True),
+    "normalization": _list(
+        "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",
+        lambda v: isinstance(v, dict) and v.get("scheme") in ("zscore", "ct", "none"),
+        range(1, 65),
+    ),
+}
+BUDGET = ("memory", "device", "minutes", "epochs")
+"""Keys that an overlay may hold beside the settings; they are options of ``medunet plan``."""
+
+
+def validate(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Check names and values; lists become tuples.
+
+    Raises:
+        PlanError: naming the key, what it got, and what it takes.
+    """
+    result: dict[str, Any] = {}
+    for key, value in chosen.items():
+        if key not in SETTINGS:
+            near = difflib.get_close_matches(key, SETTINGS, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(SETTINGS))}"
+            raise PlanError(f"plan setting '{key}' is not known{hint}")
+        if not SETTINGS[key].accepts(value):
+            raise PlanError(f"plan setting {key}={value!r} does not fit; give {SETTINGS[key].rule}")
+        result[key] = tuple(value) if isinstance(value, list) else value
+    dims, patch = result.get("dims"), result.get("patch_size")
+    if dims and patch and len(patch) != dims:
+        raise PlanError(f"plan setting patch_size={list(patch)} does not fit; a {dims}D plan takes {dims} numbers")
+    return result
+
+
+def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: int, dims: int) -> None:
+    """Raise a PlanError that names the nearest valid patch unless `patch` is divisible by `divisor`."""
+    if len(patch) != dims:
+        raise PlanError(f"plan setting patch_size={list(patch)} does not fit; a {dims}D plan takes {dims} numbers")
+    if any(n % d for n, d in zip(patch, divisor, strict=True)):
+        nearest = [max(d, (2 * n + d) // (2 * d) * d) for n, d in zip(patch, divisor, strict=True)]
+        raise PlanError(
+            f"plan setting patch_size={list(patch)} does not fit; with {levels} levels each size must be divisible by "
+            f"{list(divisor)}, the nearest valid value is {nearest}"
+        )

@@ -1,0 +1,148 @@
+"""Fit a run into minutes: preprocess, time a few steps and cases, and set how many steps and validations there will be."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from medunet.errors import BundleError
+from medunet.training.cases import CachedCases
+from medunet.training.log import Log
+
+_VALIDATION_SHARE = 0.06  # of the time, for validations before the last
+_MARGIN = 0.97  # of what is left goes to training steps
+_SCORING_SECONDS = 0.15  # per case, for surface distances, pictures and files at the end
+_WARMUP, _TIMED = 2, 6  # steps of the calibration
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measured seconds per training step and per validated case."""
+
+    step: float
+    case: float
+
+
+class Budget:
+    """Preprocess the training cases when the run starts; with `minutes`, fit the number of steps to the time.
+
+    The minutes count from the making of this handler to the end of the scores, preprocessing and validation included.
+    Should the machine become slower than it was when measured, the run is shortened at the end of an epoch.
+    Without `minutes` the trainer's ``max_epochs`` holds.
+
+    Args:
+        validations: how often to validate before the end of the run; fewer when they would take over 6% of the time.
+    """
+
+    def __init__(
+        self,
+        dataset: CachedCases,
+        validator: Any,
+        log: Log,
+        minutes: float | None = None,
+        validations: int = 10,
+        resume: bool = False,
+    ) -> None:
+        if minutes is not None and minutes <= 0:
+            raise BundleError(f"minutes is {minutes}; give a positive number")
+        self.dataset, self.validator, self.log, self.resume = dataset, validator, log, resume
+        self.seconds = None if minutes is None else 60.0 * float(minutes)
+        self.validations, self.interval = int(validations), 1
+        self.start = time.monotonic()
+        self.reserve = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
+
+    def _start(self, engine: Engine) -> None:
+        self.dataset.prepare(self.log.preparing)
+        if self.seconds is not None and not self.resume:
+            self._fit(engine, self.measure(engine))
+        self.interval = max(1, -(-int(engine.state.max_epochs or 1) // max(1, self.validations)))
+        self.log.plan(engine, self.interval)
+        engine.state.step_clock = (time.monotonic(), engine.state.iteration)
+
+    def measure(self, trainer: Any) -> Pace:
+        """Time training steps on a copy of the network and the validation of two cases."""
+        network = copy.deepcopy(trainer.network)
+        step = _median_seconds(_steps(trainer, network), _WARMUP)
+        case = _median_seconds(_cases(self.validator), 0)
+        return Pace(step, case)
+
+    def _fit(self, engine: Engine, pace: Pace) -> None:
+        cases = len(self.validator.data_loader)
+        left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
+        validation = cases * pace.case
+        self.reserve = validation + cases * _SCORING_SECONDS
+        allowed = int(_VALIDATION_SHARE * left / validation) if validation else self.validations
+        self.validations = max(0, min(self.validations, allowed))
+        steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
+        length = int(engine.state.epoch_length or 1)
+        if steps < length:
+            engine.state.epoch_length = max(1, steps)
+        engine.state.max_epochs = max(1, steps // length)
+        self.log.calibrated(pace, engine)
+
+    def _keep_pace(self, engine: Engine) -> None:
+        if self.seconds is None or engine.state.epoch >= (engine.state.max_epochs or 0):
+            return
+        started, first = engine.state.step_clock
+        now = time.monotonic()
+        per_epoch = (now - started) / max(1, engine.state.iteration - first) * int(engine.state.epoch_length or 1)
+        left = self.seconds - (now - self.start) - self.reserve
+        possible = engine.state.epoch + max(0, int(left / per_epoch))
+        if possible < int(engine.state.max_epochs or 0):
+            engine.state.max_epochs = max(possible, engine.state.epoch)
+
+
+def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]:
+    """A few real training steps whose gradients go to a copy of the network."""
+    network.train()
+    batches = iter(trainer.data_loader)
+
+    def step() -> None:
+        image, label = trainer.prepare_batch(next(batches), trainer.state.device, trainer.non_blocking)
+        with torch.autocast("cuda", enabled=trainer.amp and trainer.state.device.type == "cuda"):
+            loss = trainer.loss_function(trainer.inferer(image, network), label)
+        loss.backward()
+        network.zero_grad()
+        _synchronize(trainer.state.device)
+
+    count = min(_WARMUP + _TIMED, len(trainer.data_loader))
+    return [step] * count
+
+
+def _cases(validator: Any) -> list[Callable[[], object]]:
+    def run(batch: Any) -> None:
+        with torch.no_grad():
+            image = batch["image"].to(validator.state.device)
+            batch["image"], batch["pred"] = batch["image"][0], validator.inferer(image, validator.network)[0]
+            validator.restore(batch)
+        _synchronize(validator.state.device)
+
+    validator.network.eval()
+    return [lambda batch=batch: run(batch) for batch in islice(validator.data_loader, 2)]
+
+
+def _median_seconds(actions: list[Callable[[], object]], warmup: int) -> float:
+    times = []
+    for action in actions:
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    kept = sorted(times[warmup:] or times or [0.0])
+    return max(1e-6, kept[len(kept) // 2])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

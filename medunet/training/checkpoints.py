@@ -1,0 +1,106 @@
+"""What a run leaves behind: the best weights, the last state, and how to go on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+
+from medunet.data.atomic import write_with
+from medunet.errors import BundleError
+from medunet.inference.weights import read_state
+
+MODEL, LAST = "models/model.pt", "models/checkpoint_last.pt"
+
+
+class Checkpoints:
+    """Keep ``models/model.pt`` (plain state dict, best so far) and ``models/checkpoint_last.pt`` (to resume from).
+
+    Files are replaced whole: one that was cut while being written never takes the place of a good one. Both load with
+    ``weights_only=True``.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer, bundle_root: str, resume: bool = False) -> None:
+        self.network, self.optimizer, self.resume = network, optimizer, resume
+        self.model, self.last = Path(bundle_root) / MODEL, Path(bundle_root) / LAST
+        self.best: dict[str, Any] = {"dice": None, "step": 0}
+        self.steps_saved = -1
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
+        engine.add_event_handler(Events.COMPLETED, self.save_last)
+
+    def _start(self, engine: Engine) -> None:
+        if self.resume:
+            self._restore(engine)
+
+    def save_last(self, engine: Engine) -> None:
+        """Write the state to resume from; nothing when this step is saved already."""
+        if engine.state.iteration == self.steps_saved or not is_main_process():
+            return
+        content = {
+            "model": weights_of(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "epoch_length": engine.state.epoch_length,
+            "best": self.best,
+            "rng": torch.get_rng_state(),
+            "seconds": float(getattr(engine.state, "seconds", 0.0)),
+        }
+        write_with(self.last, lambda path: torch.save(content, path))
+        self.steps_saved = engine.state.iteration
+
+    def offer(self, dice: float | None, step: int) -> bool:
+        """Write ``model.pt`` when `dice` is the best so far (or none is there yet); tell whether it was."""
+        best = self.best["dice"]
+        better = dice is not None and (best is None or dice >= best)
+        if (better or not self.model.is_file()) and is_main_process():
+            write_with(self.model, lambda path: torch.save(weights_of(self.network), path))
+        if better:
+            self.best = {"dice": dice, "step": step}
+        return better
+
+    def save_if_none(self) -> None:
+        """Leave a usable model when a run ends before its first validation."""
+        if self.best["dice"] is None and is_main_process():
+            write_with(self.model, lambda path: torch.save(weights_of(self.network), path))
+
+    def _restore(self, engine: Engine) -> None:
+        if not self.last.is_file():
+            raise BundleError(f"{self.last}: is missing, there is nothing to resume; train without --resume")
+        state = read_state(self.last)
+        try:
+            plain(self.network).load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
+        engine.state.seconds_before = state["seconds"]
+        self.best, self.steps_saved = state["best"], state["iteration"]
+        torch.set_rng_state(state["rng"])
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network inside a distributed wrapper."""
+    inner = getattr(network, "module", network)
+    return inner if isinstance(inner, nn.Module) else network
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A plain state dict on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in plain(network).state_dict().items()}
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0

@@ -1,0 +1,41 @@
+"""Several processes, one per device, through ``torchrun`` and torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medunet.errors import ResourceError
+
+
+def local_device(backend: str = "auto") -> torch.device:
+    """Join the process group that torchrun announced and return this process's device (``cuda:LOCAL_RANK`` or CPU).
+
+    Raises:
+        ResourceError: the process was not started by torchrun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise ResourceError("multi-GPU training was started as one process; start it with torchrun --nproc_per_node=N")
+    cuda = torch.cuda.is_available()
+    if not torch.distributed.is_initialized():
+        chosen = ("nccl" if cuda else "gloo") if backend == "auto" else backend
+        torch.distributed.init_process_group(chosen)
+    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device
+
+
+def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move the network to the device and average its gradients over all processes."""
+    network = network.to(device)
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,173 @@
+"""What a run tells: JSON lines and TensorBoard on disk; a bar with the time left on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from medunet.errors import MedunetError
+from medunet.training.checkpoints import is_main_process
+from medunet.training.schedule import total_steps
+
+_EVERY_SECONDS = 20.0  # between two plain lines
+
+
+class Log:
+    """Write ``eval/fold_K/log.jsonl`` and TensorBoard events, and show progress.
+
+    Rows: ``{"event": "train", "step", "epoch", "loss", "lr", "time"}`` per epoch and
+    ``{"event": "validate", "step", "epoch", "dice", "classes", "time"}``; time in seconds since the start.
+
+    Raises:
+        MedunetError: (during the run) the loss is not finite.
+    """
+
+    def __init__(self, bundle_root: str, fold: int = 0, quiet: bool = False) -> None:
+        self.folder = Path(bundle_root) / "eval" / f"fold_{fold}"
+        self.quiet = quiet
+        self.start = time.monotonic()
+        self.losses: list[float] = []
+        self._shown = 0.0
+        self._bar: Any = None
+        self._board: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._stop_bar)
+
+    @property
+    def path(self) -> Path:
+        """The JSON-lines file."""
+        return self.folder / "log.jsonl"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Everything written so far."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append a row."""
+        if not is_main_process():
+            return
+        row = {"event": event, **values, "time": round(time.monotonic() - self.start, 2)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def say(self, text: str) -> None:
+        """A line on the terminal."""
+        if self.quiet or not is_main_process():
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def preparing(self, done: int, total: int) -> None:
+        """Progress of the preprocessing."""
+        now = time.monotonic()
+        if done == total or now - self._shown > _EVERY_SECONDS:
+            self._shown = now
+            self.say(f"preprocessed {done} of {total} training cases")
+
+    def calibrated(self, pace: Any, engine: Engine) -> None:
+        """Note what a step and a validated case take."""
+        self.write("calibrate", seconds_per_step=round(pace.step, 4), seconds_per_case=round(pace.case, 4))
+        self.say(f"measured: {pace.step:.2f} s a step, {pace.case:.2f} s a validated case")
+
+    def plan(self, engine: Engine, interval: int) -> None:
+        """Say what is ahead."""
+        steps = total_steps(engine)
+        self.write("start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval)
+        self.say(f"training {steps} steps, validating every {interval * int(engine.state.epoch_length or 1)}")
+
+    def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:
+        """Note a validation."""
+        values = {name: value if value is None else round(value, 5) for name, value in classes.items()}
+        self.write(
+            "validate", step=engine.state.iteration, epoch=engine.state.epoch,
+            dice=None if dice is None else round(dice, 5), classes=values, best=best,
+        )  # fmt: skip
+        shown = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items())
+        mean = "-" if dice is None else f"{dice:.4f}"
+        self.say(f"step {engine.state.iteration}: validation Dice {mean} ({shown}){'  best so far' if best else ''}")
+        if self._board is not None and dice is not None:
+            self._board.add_scalar("validation/dice", dice, engine.state.iteration)
+
+    def _begin(self, engine: Engine) -> None:
+        if engine.state.iteration == 0 and is_main_process():
+            self.path.unlink(missing_ok=True)
+        if not is_main_process():
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        if sys.stderr.isatty() and not self.quiet:
+            self._bar = _progress_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=None)
+
+    def _step(self, engine: Engine) -> None:
+        loss = float(engine.state.output["loss"])
+        if not math.isfinite(loss):
+            raise MedunetError(
+                f"the loss became {loss} at step {engine.state.iteration}; train again with a lower learning rate "
+                f"(--set optimizer::lr=0.0005); models/model.pt keeps the best weights so far"
+            )
+        self.losses.append(loss)
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, total=total_steps(engine), completed=engine.state.iteration)
+        elif now - self._shown > _EVERY_SECONDS:
+            self._shown = now
+            self.say(f"step {engine.state.iteration} of {total_steps(engine)}, loss {loss:.3f}, {self._left(engine)} left")
+
+    def _left(self, engine: Engine) -> str:
+        started, first = engine.state.step_clock
+        done = max(1, engine.state.iteration - first)
+        seconds = (time.monotonic() - started) / done * (total_steps(engine) - engine.state.iteration)
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+    def _epoch(self, engine: Engine) -> None:
+        mean, rate = sum(self.losses) / len(self.losses), engine_rate(engine)
+        self.losses = []
+        self.write("train", step=engine.state.iteration, epoch=engine.state.epoch, loss=round(mean, 5), lr=rate)
+        if self._board is not None:
+            self._board.add_scalar("training/loss", mean, engine.state.iteration)
+            self._board.add_scalar("training/learning_rate", rate, engine.state.iteration)
+
+    def _stop_bar(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def close(self) -> None:
+        """Stop the bar and close the TensorBoard file, also after an error."""
+        self._stop_bar(None)  # type: ignore[arg-type]
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def engine_rate(engine: Any) -> float:
+    """The current learning rate of the trainer."""
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

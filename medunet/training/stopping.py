@@ -1,0 +1,77 @@
+"""Ctrl-C ends a run after the step in hand and leaves a usable model; errors get a sentence and keep the last good state."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from medunet.errors import ResourceError
+from medunet.inference.windows import is_out_of_memory
+from medunet.training.log import Log
+from medunet.training.validate import Validation
+
+
+class Stopping:
+    """Stop cleanly on Ctrl-C (a second one stops at once) and say what to change when memory runs out."""
+
+    def __init__(self, validation: Validation, log: Log) -> None:
+        self.validation, self.log = validation, log
+        self._asked, self._previous = False, None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._install)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
+        engine.add_event_handler(Events.COMPLETED, self._restore)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
+
+    def _install(self, engine: Engine) -> None:
+        try:
+            self._previous: Any = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not in the main thread: the caller deals with signals
+            self._previous = None
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
+        self._restore(None)
+        self.log.say("stopping after this step (Ctrl-C again stops at once)")
+
+    def _check(self, engine: Engine) -> None:
+        if self._asked:
+            self.validation.stopped = True
+            engine.terminate()
+
+    def _restore(self, engine: Engine | None) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _explain(self, engine: Engine, error: Exception) -> None:
+        self._restore(None)
+        self.log.close()
+        if is_out_of_memory(error):
+            size = tuple(engine.state.batch["image"].shape) if isinstance(engine.state.batch, dict) else "?"
+            raise ResourceError(
+                f"a training step with batch {size} does not fit the memory of {engine.state.device}; plan again with "
+                f"less (medunet plan ... --memory 4GB) or a smaller batch_size"
+            ) from error
+        raise error
+
+
+class Closing:
+    """Close the log and free cached device memory when the run has ended; the last handler of a run."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _close(self, engine: Engine) -> None:
+        self.log.close()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,173 @@
+"""Validation on whole volumes: the same windows, restoring and metrics that everyone else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+
+from medunet.data.atomic import write_json
+from medunet.data.volume import write_label
+from medunet.evaluation import metrics, report, scores
+from medunet.inference.restoring import native_grid
+from medunet.training.budget import Budget
+from medunet.training.checkpoints import Checkpoints, is_main_process
+from medunet.training.log import Log
+
+
+class CaseScores:
+    """Key metric of a validation: mean over classes of the mean Dice over cases; attaches like an Ignite metric.
+
+    With `full` set every case gets all metrics of `medunet.evaluation`, kept in ``cases``, and its prediction is
+    written to `folder`; otherwise Dice alone is computed.
+    """
+
+    def __init__(self, labels: Mapping[str, int], folder: str | None = None, full: bool = False) -> None:
+        self.labels = {name: value for number, (name, value) in enumerate(labels.items()) if number}
+        self.folder, self.full = None if folder is None else Path(folder), full
+        self.cases: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine, name: str) -> None:
+        """Register with an evaluator under `name`."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._compute, name)
+
+    def _reset(self, engine: Engine) -> None:
+        self.cases = []
+
+    def _update(self, engine: Engine) -> None:
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            prediction, reference = output["pred"][0].cpu().numpy(), output["label"][0].cpu().numpy().astype(np.int64)
+            self.cases.append(self._measure(batch, output["image"], prediction, reference))
+        engine.state.batch = engine.state.output = None
+
+    def _measure(self, batch: Any, image: Any, prediction: Any, reference: Any) -> dict[str, Any]:
+        case, grid = str(batch.get("case", "case")), native_grid(image)
+        if not self.full:
+            classes = {
+                name: {"dice": metrics.dice(prediction == value, reference == value)}
+                for name, value in self.labels.items()
+            }
+            return {"id": case, "classes": classes}
+        names = image.meta["filename_or_obj"]
+        paths: dict[str, Any] = {"image": str(names)}
+        if "label_path" in batch:
+            paths["reference"] = str(batch["label_path"])
+        if self.folder is not None:
+            target = self.folder / f"{case}.nii.gz"
+            write_label(target, prediction, grid)
+            paths["prediction"] = str(target)
+        return scores.case_scores(case, prediction, reference, self.labels, grid, paths)
+
+    def _compute(self, engine: Engine, name: str) -> None:
+        means = self.class_means()
+        values = [value for value in means.values() if value is not None]
+        engine.state.metrics[name] = float(np.mean(values)) if values else 0.0
+
+    def class_means(self) -> dict[str, float | None]:
+        """Mean Dice per class over the cases where it is defined."""
+        result: dict[str, float | None] = {}
+        for name in self.labels:
+            values = [case["classes"][name]["dice"] for case in self.cases]
+            defined = [value for value in values if value is not None]
+            result[name] = float(np.mean(defined)) if defined else None
+        return result
+
+
+class Validator(SupervisedEvaluator):
+    """MONAI's SupervisedEvaluator that also knows its postprocessing, so that a run can time a case beforehand."""
+
+    def __init__(self, postprocessing: Callable[[Any], Any], **options: Any) -> None:
+        super().__init__(postprocessing=postprocessing, **options)
+        self.restore = postprocessing
+
+
+class Validation:
+    """Validate while training, keep the best weights, and score the final weights at the end.
+
+    Leaves ``eval/fold_K/scores.json`` and ``report.html``, made with the weights of the last step.
+
+    Args:
+        patience: stop after this many validations without a new best; 0 never stops.
+    """
+
+    def __init__(
+        self,
+        validator: Validator,
+        metric: CaseScores,
+        budget: Budget,
+        checkpoints: Checkpoints,
+        log: Log,
+        plan: Mapping[str, Any],
+        patience: int = 0,
+    ) -> None:
+        self.validator, self.metric, self.budget = validator, metric, budget
+        self.checkpoints, self.log, self.plan, self.patience = checkpoints, log, plan, int(patience)
+        self.since_best = 0
+        self.stopped = False
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._between)
+        engine.add_event_handler(Events.COMPLETED, self._final)
+
+    def _between(self, engine: Engine) -> None:
+        epoch, last = int(engine.state.epoch), int(engine.state.max_epochs or 0)
+        if epoch >= last or epoch % self.budget.interval or not is_main_process():
+            return
+        self.since_best = 0 if self._run(engine) else self.since_best + 1
+        if self.patience and self.since_best >= self.patience:
+            self.log.say(f"no new best in {self.patience} validations: stopped early")
+            engine.terminate()
+
+    def _run(self, engine: Engine) -> bool:
+        self.validator.run(int(engine.state.epoch))
+        dice = float(self.validator.state.metrics["dice"])
+        best = self.checkpoints.offer(dice, engine.state.iteration)
+        self.log.validated(engine, dice, self.metric.class_means(), best)
+        return best
+
+    def _final(self, engine: Engine) -> None:
+        if not is_main_process():
+            return
+        if self.stopped or not len(self.validator.data_loader):
+            self.checkpoints.save_if_none()
+            return
+        self.metric.full, self.metric.folder = True, self.log.folder / "predictions"
+        self._run(engine)
+        self.checkpoints.save_last(engine)
+        write_fold(self.log, self.metric, self.plan, {"weights": "final", "best": dict(self.checkpoints.best)})
+
+
+def write_fold(log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Write ``scores.json`` and ``report.html`` of a fold."""
+    content = scores.summarise(metric.cases, metric.labels, dict(extra))
+    scores.write_scores(log.folder / "scores.json", content)
+    log.write("scores", dice=content["summary"]["dice"]["mean"])
+    title = f"{plan['name']}, {log.folder.name.replace('_', ' ')}"
+    values = {key: value for key, value in plan.items() if key != "reasons"}
+    report.write_report(
+        content, log.folder / "report.html", title=title, plan=values, reasons=plan["reasons"], log=log.rows()
+    )
+
+
+class ScoresWriter:
+    """Write the scores of an evaluation run (``evaluate.yaml``) to `path` when it is done."""
+
+    def __init__(self, metric: CaseScores, bundle_root: str, path: str) -> None:
+        self.metric, self.path = metric, Path(bundle_root) / path
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, engine: Engine) -> None:
+        if self.metric.cases:
+            scores.write_scores(self.path, scores.summarise(self.metric.cases, self.metric.labels, None))
+        else:
+            write_json(self.path, {"summary": {}, "classes": {}, "cases": []})
