@@ -5,6 +5,7 @@ Leaves a label map per case and ``status.json`` in the output folder. Run again,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -165,3 +166,13 @@ def _heed(case: InputCase, concerns: Sequence[Concern], force: bool, result: Cas
         if concern.fatal and not force:
             raise MismatchError(f"{case.images[0]}: {concern.message} (--force predicts all the same)")
         result.warnings.append(f"{case.images[0]}: {concern.message}")
+
+
+def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
+    """What a result depends on beside its input: weights, configs and overrides (not where results go)."""
+    digest = hashlib.sha256()
+    for name in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+        digest.update((bundle / name).read_bytes())
+    relevant = {key: value for key, value in overrides.items() if key not in ("output_dir", "device")}
+    digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medunet.errors import PlanError
@@ -62,6 +62,7 @@ class Plan:
     mirror_axes: tuple[int, ...]
     rotation: tuple[float, ...]
     overlap: float
+    amp: bool
     memory_estimate: int
     seen: dict[str, Any]
     """Ranges of the training data that prediction compares its input with."""
@@ -234,6 +235,7 @@ class _Draft:
             mirror_axes=tuple(self.take("mirror_axes", axes, mirror_reason)),
             rotation=tuple(self.take("rotation", rotation, rotation_reason)),
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
+            amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
             memory_estimate=self._memory(network, patch, batch),
             seen={
                 "cases": self.data.cases,
@@ -258,7 +260,7 @@ class _Draft:
             f"{levels} levels: an axis is halved while at least 4 voxels remain and while it is not more than twice as "
             f"coarse as the finest (nnU-Net); {memory.parameter_count(network):,} parameters"
         )
-        arguments = asdict(replace(network))
+        arguments = asdict(network)
         arguments["spatial_dims"] = frame.dims
         for key, default in (("norm", "instance"), ("activation", "leaky_relu"), ("upsample", "transposed")):
             arguments[key] = self.chosen.get(key, default)

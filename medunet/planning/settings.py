@@ -74,6 +74,7 @@ SETTINGS: dict[str, Setting] = {
     "foreground_fraction": _number(0, 1),
     "mirror_axes": _list("axis numbers such as [0]", lambda v: v in (0, 1, 2), (0, 1, 2, 3)),
     "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
+    "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
     "normalization": _list(
         "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",

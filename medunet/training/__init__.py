@@ -8,17 +8,17 @@ from medunet.training.log import Log
 from medunet.training.losses import DiceCE
 from medunet.training.patches import ClassLocations, CutPatch, RandMirrord
 from medunet.training.schedule import Schedule
-from medunet.training.stopping import Closing, Stopping
+from medunet.training.stopping import Attached, Stopping
 from medunet.training.validate import CaseScores, ScoresWriter, Validation, Validator
 
 __all__ = [
+    "Attached",
     "Budget",
     "CachedCases",
     "CaseSampler",
     "CaseScores",
     "Checkpoints",
     "ClassLocations",
-    "Closing",
     "CutPatch",
     "DiceCE",
     "FoldCases",

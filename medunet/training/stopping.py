@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 
 from medunet.errors import ResourceError
@@ -25,7 +24,7 @@ class Stopping:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._install)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
-        engine.add_event_handler(Events.COMPLETED, self._restore)
+        engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
 
     def _install(self, engine: Engine) -> None:
@@ -49,6 +48,10 @@ class Stopping:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
 
+    def _close(self, engine: Engine) -> None:
+        self._restore(engine)
+        self.log.close()
+
     def _explain(self, engine: Engine, error: Exception) -> None:
         self._restore(None)
         self.log.close()
@@ -61,17 +64,15 @@ class Stopping:
         raise error
 
 
-class Closing:
-    """Close the log and free cached device memory when the run has ended; the last handler of a run."""
+class Attached:
+    """A handler that is defined elsewhere in the config, at its place in the order of ``train::handlers``.
 
-    def __init__(self, log: Log) -> None:
-        self.log = log
+    MONAI's property check reads ``_target_`` of every entry there, so that a bare reference would fail.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self._close)
-
-    def _close(self, engine: Engine) -> None:
-        self.log.close()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        """Register the handler."""
+        self.handler.attach(engine)

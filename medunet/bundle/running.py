@@ -1,0 +1,107 @@
+"""Run a bundle through MONAI's own workflow class, with errors that say which file and key."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medunet.errors import BundleError, MedunetError, ResourceError, root_cause
+
+_NO_EVAL = "MONAI_EVAL_EXPR"
+
+
+def train_bundle(bundle: Path, overrides: Mapping[str, Any]) -> None:
+    """The same run as ``python -m monai.bundle run training --config_file configs/train.yaml``.
+
+    Raises:
+        MedunetError: with one sentence, whatever went wrong.
+    """
+    with explained(bundle / "configs" / "train.yaml"):
+        workflow = load_workflow(bundle, "train.yaml", "train", overrides)
+        workflow.run()
+        workflow.finalize()
+
+
+def load_workflow(bundle: Path, config: str, kind: str, overrides: Mapping[str, Any]) -> Any:
+    """An initialised `monai.bundle.ConfigWorkflow` that evaluates no expressions.
+
+    Raises:
+        BundleError: the config is missing or is not valid YAML.
+    """
+    path = bundle / "configs" / config
+    if not path.is_file():
+        raise BundleError(f"{path}: is missing, this is not a bundle; write one with medunet plan")
+    os.environ.setdefault(_NO_EVAL, "0")
+    from monai.bundle import ConfigWorkflow
+
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    workflow = ConfigWorkflow(
+        config_file=str(path),
+        meta_file=str(path.parent / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+    )
+    _override(workflow.parser, overrides, path)
+    workflow.initialize()
+    return workflow
+
+
+def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
+    for key, value in overrides.items():
+        first = key.replace("#", "::").split("::")[0]
+        if first not in parser:
+            raise BundleError(f"{path}: has no key '{first}' (from --set {key}=...); take a key that stands in the file")
+        try:
+            parser[key] = value
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BundleError(f"{path}: key '{key}' cannot be set ({error}); take a key that stands in the file") from error
+
+
+@contextmanager
+def explained(config: Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a medunet error with one sentence that names `config`."""
+    logging.getLogger("ignite.engine.engine").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except MedunetError:
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, MedunetError):
+            raise cause from error
+        raise _sentence(config, error, cause) from error
+
+
+def _sentence(config: Path, error: Exception, cause: BaseException) -> MedunetError:
+    from medunet.inference.windows import is_out_of_memory
+
+    if is_out_of_memory(cause) or is_out_of_memory(error):
+        return ResourceError(
+            f"{config}: the run does not fit the memory; plan again with less (medunet plan ... --memory 4GB)"
+        )
+    text = " ".join(str(error).split())
+    missing = re.search(r"[Cc]annot locate component '?([\w.]+)'?", text) or re.search(
+        r"[Ff]ailed to locate '?([\w.]+)'?", text
+    )
+    if missing:
+        where = _line_of(config, missing[1])
+        return BundleError(f"{where}: _target_ '{missing[1]}' does not exist; correct the name")
+    return BundleError(f"{config}: {type(cause).__name__}: {' '.join(str(cause).split())[:300]} (--debug shows where)")
+
+
+def _line_of(config: Path, name: str) -> str:
+    """``file:line (key)`` of a ``_target_``, looked up in the config and the metadata beside it."""
+    for path in (config, config.parent / "metadata.json"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines):
+            if name in line and "_target_" in line:
+                return f"{path} line {number + 1}"
+    return str(config)

@@ -1,0 +1,165 @@
+"""Write a MONAI bundle from a plan: the configs are fixed texts, the plan stands once in ``metadata.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from medunet.data.atomic import write_json, write_text
+from medunet.data.index import Index
+from medunet.errors import BundleError
+from medunet.planning import Plan
+
+CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_PRIVATE = "eval"
+_NETWORK = "medunet.networks.UNet"
+
+
+def write_bundle(plan: Plan, index: Index, folder: Path) -> None:
+    """Write ``configs/``, ``docs/``, ``LICENSE`` and the private case list ``eval/index.json``.
+
+    Raises:
+        BundleError: the folder has trained weights of another plan.
+    """
+    _refuse_foreign_weights(plan, folder)
+    for name in CONFIGS:
+        text = template(name).replace("DATASET_DIR", json.dumps(index.root))
+        write_text(folder / "configs" / name, text)
+    write_json(folder / "configs" / "metadata.json", metadata(plan))
+    write_text(folder / "docs" / "README.md", _render("README.md.j2", _readme_values(plan)))
+    facts = {"name": index.name, "licence": index.licence, "reference": index.reference}
+    write_text(folder / "docs" / "data_license.txt", _render("data_license.txt.j2", facts))
+    write_text(folder / "LICENSE", template("LICENSE"))
+    write_json(folder / _PRIVATE / "index.json", {**index.as_json(), "root": ""})
+
+
+def metadata(plan: Plan) -> dict[str, Any]:
+    """The content of ``metadata.json``: MONAI's required fields, and the plan."""
+    classes = {str(number): name for number, name in enumerate(plan.labels)}
+    return {
+        "schema": SCHEMA,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "planned by medunet"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"medunet": version("medunet"), "pytorch-ignite": version("pytorch-ignite")},
+        "name": plan.name,
+        "task": f"Segmentation of {_words([n for i, n in enumerate(plan.labels) if i])}",
+        "description": f"A {plan.dims}D U-Net for {_words(plan.channels)} volumes, planned by medunet. Research only.",
+        "authors": "written by medunet; add yours",
+        "copyright": "add yours",
+        "intended_use": "Research. Not a medical device.",
+        "network_data_format": {
+            "inputs": {"image": _tensor_format(plan, "image", len(plan.channels), dict(_numbered(plan.channels)))},
+            "outputs": {"pred": _tensor_format(plan, "segmentation", int(plan.network["out_channels"]), classes)},
+        },
+        "plan": plan_block(plan),
+    }
+
+
+def plan_block(plan: Plan) -> dict[str, Any]:
+    """The plan as it stands in ``metadata.json``; what the configs refer to as ``@_meta_::plan::...``."""
+    block = plan.as_json()
+    block["network"] = {"_target_": _NETWORK, **block["network"]}
+    return {**block, "window": list(plan.window)}
+
+
+def read_plan(bundle_root: str) -> dict[str, Any]:
+    """The plan block of a bundle.
+
+    Raises:
+        BundleError: there is no readable metadata, or it has no plan.
+    """
+    path = Path(bundle_root) / "configs" / "metadata.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: is missing, this is not a bundle; write one with medunet plan") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: is not valid JSON ({error}); mend it or plan again") from error
+    if not isinstance(content, dict) or "plan" not in content:
+        raise BundleError(f"{path}: has no plan, the bundle was not written by medunet; run it with monai.bundle")
+    block: dict[str, Any] = content["plan"]
+    return block
+
+
+def template(name: str) -> str:
+    """A shipped text."""
+    return (resources.files("medunet.bundle") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _refuse_foreign_weights(plan: Plan, folder: Path) -> None:
+    """Weights that were trained with another network must not end up beside this plan."""
+    if not (folder / "models" / "model.pt").is_file():
+        return
+    if read_plan(str(folder))["network"] != plan_block(plan)["network"]:
+        raise BundleError(
+            f"{folder}: has weights of another network (models/model.pt); choose another --bundle folder or remove them"
+        )
+
+
+def _tensor_format(plan: Plan, kind: str, channels: int, names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "format": kind,
+        "modality": "/".join(plan.channels) if kind == "image" else "n/a",
+        "num_channels": channels,
+        "spatial_shape": list(plan.patch_size),
+        "dtype": "float32",
+        "value_range": [] if kind == "image" else [0, 1],
+        "is_patch_data": True,
+        "channel_def": dict(names),
+    }
+
+
+def _numbered(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(str(number), name) for number, name in enumerate(names)]
+
+
+def _words(names: Any) -> str:
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1] if listed else "nothing"
+
+
+def _readme_values(plan: Plan) -> dict[str, Any]:
+    return {
+        "plan": plan,
+        "version": version("medunet"),
+        "classes": _words([name for number, name in enumerate(plan.labels) if number]),
+        "channels": _words(plan.channels),
+        "rows": explain(plan),
+    }
+
+
+def explain(plan: Plan) -> list[dict[str, str]]:
+    """A row per number of the plan: key, value and reason as words."""
+    block = plan.as_json()
+    block["network"] = {"channels": block["network"]["channels"], "strides": block["network"]["strides"]}
+    block["memory_estimate"] = f"{block['memory_estimate'] / 1e9:.2f} GB"
+    rows = []
+    for key, reason in plan.reasons.items():
+        value = block.get(key, plan.network.get(key, ""))
+        rows.append({"key": key, "value": _text(value), "reason": reason})
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _render(name: str, values: Mapping[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return environment.from_string(template(name)).render(**values)

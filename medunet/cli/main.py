@@ -1,0 +1,190 @@
+"""The ``medunet`` command: arguments and printing; the work is in `medunet.verbs`, imported inside each verb."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from medunet.cli import options
+from medunet.cli.printing import Printer
+from medunet.errors import MedunetError, PartialFailure
+
+app = typer.Typer(
+    name="medunet",
+    help="From a folder of labelled CT/MRI volumes to a segmentation model that another hospital can check and run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+state = Printer()
+
+DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="dataset folder, datalist file or index JSON")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle folder")]
+Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+Minutes = Annotated[Optional[float], typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
+Epochs = Annotated[Optional[int], typer.Option("--epochs", min=1, help="train for N epochs")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show trace-backs")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print errors only")] = False,
+) -> None:
+    """Options that stand before the verb."""
+    state.debug, state.quiet = debug, quiet
+
+
+@app.command()
+def index(
+    dataset: DatasetArgument,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="write the index here")] = None,
+    on_problem: Annotated[str, typer.Option("--on-problem", help="stop, or skip cases with problems")] = "stop",
+) -> None:
+    """Recognise a dataset, check every case, and list what was found."""
+    from medunet import verbs
+    from medunet.data.atomic import write_json
+
+    options.one_of("--on-problem", on_problem, ("stop", "skip"))
+    found = verbs.index(dataset, on_problem, state.progress("checking cases"))
+    state.index(found)
+    if json_file:
+        write_json(json_file, found.as_json())
+
+
+@app.command()
+def plan(
+    dataset: DatasetArgument,
+    bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="write the bundle here")],
+    dims: Annotated[Optional[int], typer.Option("--dims", help="2 or 3; chosen from the data when not given")] = None,
+    device: Device = "auto",
+    memory: Annotated[str, typer.Option("--memory", help="what a training step may take")] = "8GB",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    config: Annotated[Optional[list[str]], typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
+    settings: Set = None,
+    explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
+) -> None:
+    """Plan a training run for a dataset and write it as a MONAI bundle."""
+    from medunet import verbs
+    from medunet.bundle.writer import explain as rows
+
+    budget, chosen = options.plan_options(dims, device, memory, (minutes, epochs), config or [], settings or [])
+    result = verbs.plan(dataset, bundle, budget, chosen, progress=state.progress("checking cases"))
+    state.plan(result, bundle, rows(result) if explain else [])
+
+
+@app.command()
+def train(
+    bundle: BundleArgument,
+    fold: Annotated[str, typer.Option("--fold", metavar="K|all", help="fold to hold out, or all in turn")] = "0",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    device: Device = "auto",
+    settings: Set = None,
+) -> None:
+    """Train a bundle; leaves weights, scores and a report in it."""
+    from medunet import verbs
+
+    overrides = options.train_options((minutes, epochs), resume, device, settings or [])
+    overrides.setdefault("quiet", state.quiet)
+    for path in verbs.train(bundle, options.fold(fold), overrides):
+        state.scores(path)
+
+
+@app.command()
+def predict(
+    bundle: BundleArgument,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="volumes, folders of volumes, or @list.txt")],
+    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="write label maps here")],
+    output_format: Annotated[str, typer.Option("--format", help="nifti")] = "nifti",
+    backend: Annotated[str, typer.Option("--backend", help="auto or torch")] = "auto",
+    device: Device = "auto",
+    overlap: Annotated[Optional[float], typer.Option("--overlap", min=0.0, max=0.95, help="of windows")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="average over mirrored inputs: slower, often better")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="also keep class probabilities")] = False,
+    force: Annotated[bool, typer.Option("--force", help="predict inputs that the model was not made for")] = False,
+) -> None:
+    """Segment volumes with a trained bundle, each onto its own grid."""
+    from medunet import verbs
+
+    options.one_of("--format", output_format, ("nifti",))
+    options.one_of("--backend", backend, ("auto", "torch"))
+    overrides = options.predict_options(device, overlap, mirror)
+    results = verbs.predict(
+        bundle, inputs, output, overrides, force=force, probabilities=probabilities, report=state.case
+    )
+    failed = [result for result in results if result.state in ("failed", "refused")]
+    state.done(results, output)
+    if failed:
+        raise PartialFailure(f"{len(failed)} of {len(results)} cases failed; see {output / 'status.json'}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="folder of label maps")],
+    references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of reference label maps")],
+    output: Annotated[Path, typer.Option("-o", metavar="scores.json", help="write scores here, and a CSV beside it")],
+    labels: Annotated[Optional[str], typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
+) -> None:
+    """Score label maps against references."""
+    from medunet import verbs
+
+    verbs.evaluate(predictions, references, output, options.labels(labels))
+    state.scores(output)
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|SCORES", help="trained bundle or scores.json")],
+    output: Annotated[Optional[Path], typer.Option("-o", metavar="report.html", help="write the report here")] = None,
+) -> None:
+    """Write one HTML file with scores and pictures."""
+    from medunet import verbs
+
+    state.say(f"wrote {verbs.report(source, output)}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="work here")] = Path("demo-output"),
+) -> None:
+    """The whole journey on phantom data in a few minutes: plan, train, predict, evaluate, report."""
+    from medunet.cli.demo import run_demo
+
+    run_demo(output, state)
+
+
+def main() -> None:
+    """Entry point; a user sees one sentence and an exit code, a trace-back only with ``--debug``."""
+    try:
+        app(standalone_mode=False)
+    except MedunetError as error:
+        sys.exit(_fail(error, error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_fail("stopped", 130))
+    except Exception as error:
+        sys.exit(_unexpected(error))
+
+
+def _fail(error: object, code: int) -> int:
+    if state.debug and isinstance(error, BaseException):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"medunet: {error}", file=sys.stderr)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    """Usage errors of the command line keep their own words and code; anything else is a defect that we name as such."""
+    show: Any = getattr(error, "show", None)
+    if show is not None:
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return _fail(error if state.debug else f"{type(error).__name__}: {error} (--debug shows where)", 2)

@@ -1,0 +1,168 @@
+"""From the words of a command line to values; nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medunet.errors import MedunetError, PlanError
+
+if TYPE_CHECKING:
+    from medunet.planning import Budget
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is allowed."""
+    if value not in allowed:
+        raise MedunetError(f"{option} {value}: is not available; give {' or '.join(allowed)}")
+
+
+def parse_bytes(text: str) -> int:
+    """``8GB`` -> 8_000_000_000; also MB, GiB, MiB.
+
+    >>> parse_bytes("1.5GiB")
+    1610612736
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?[iI]?[bB]?)\s*", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise MedunetError(f"--memory {text}: is not an amount of memory; give for example 8GB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["a=1", "b=[1,2]"]`` -> values, read as YAML."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise MedunetError(f"--set {pair}: is not KEY=VALUE; give for example --set patch_size=[96,96,64]")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise MedunetError(f"--set {pair}: the value is not valid YAML ({error}); quote it") from error
+    return values
+
+
+def fold(text: str) -> int | str:
+    """A fold number or ``all``."""
+    if text == "all":
+        return text
+    if text not in ("0", "1", "2", "3", "4"):
+        raise MedunetError(f"--fold {text}: is not a fold; give 0 to 4, or all")
+    return int(text)
+
+
+def labels(text: str | None) -> dict[str, int] | None:
+    """``liver=1,tumour=2`` -> {"liver": 1, "tumour": 2}."""
+    if text is None:
+        return None
+    result = {}
+    for pair in text.split(","):
+        name, _, value = pair.partition("=")
+        if not name.strip() or not re.fullmatch(r"\s*-?\d+\s*", value):
+            raise MedunetError(f"--labels {text}: '{pair}' is not NAME=ID; give for example liver=1,tumour=2")
+        result[name.strip()] = int(value)
+    return result
+
+
+def plan_options(
+    dims: int | None,
+    device: str,
+    memory: str,
+    duration: tuple[float | None, int | None],
+    overlays: Sequence[str],
+    pairs: Sequence[str],
+) -> tuple[Budget, dict[str, Any]]:
+    """The budget and the chosen settings; ``--set`` wins over options, options over overlays."""
+    from medunet.planning import Budget
+    from medunet.planning.settings import BUDGET
+
+    _one_duration(duration)
+    chosen: dict[str, Any] = {}
+    for overlay in overlays:
+        chosen.update(read_overlay(overlay))
+    if dims is not None:
+        chosen["dims"] = dims
+    limits = {key: chosen.pop(key) for key in BUDGET if key in chosen}
+    chosen.update(parse_settings(pairs))
+    minutes, epochs = duration if duration != (None, None) else (limits.get("minutes"), limits.get("epochs"))
+    amount = memory if memory != "8GB" else str(limits.get("memory", memory))
+    name = device if device != "auto" else str(limits.get("device", device))
+    return Budget(parse_bytes(amount), resolve_device(name), minutes, epochs), chosen
+
+
+def read_overlay(name: str) -> dict[str, Any]:
+    """A YAML file of plan settings: a path, or the name of a shipped overlay such as ``small``."""
+    import yaml
+
+    path = Path(name)
+    if not path.is_file():
+        path = _shipped(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"{path}: is not a list of KEY: VALUE lines; write one setting per line")
+    return content
+
+
+def _shipped(name: str) -> Path:
+    import medunet.configs
+
+    for folder in medunet.configs.__path__:
+        path = Path(folder) / "plan" / f"{Path(name).stem}.yaml"
+        if path.is_file():
+            return path
+    known = sorted(p.stem for folder in medunet.configs.__path__ for p in (Path(folder) / "plan").glob("*.yaml"))
+    raise PlanError(f"{name}: overlay is missing; give a YAML file or one of {', '.join(known)}")
+
+
+def train_options(
+    duration: tuple[float | None, int | None], resume: bool, device: str, pairs: Sequence[str]
+) -> dict[str, Any]:
+    """MONAI overrides for a training run."""
+    _one_duration(duration)
+    minutes, epochs = duration
+    overrides: dict[str, Any] = {"resume": resume}
+    if minutes is not None:
+        overrides["minutes"] = minutes
+    if epochs is not None:
+        overrides.update({"minutes": None, "train::trainer::max_epochs": epochs})
+    return {**overrides, **_device(device), **parse_settings(pairs)}
+
+
+def predict_options(device: str, overlap: float | None, mirror: bool) -> dict[str, Any]:
+    """MONAI overrides for a prediction run."""
+    overrides = _device(device)
+    if overlap is not None:
+        overrides["inferer::overlap"] = overlap
+    if mirror:
+        overrides["inferer::mirror_axes"] = "@_meta_::plan::mirror_axes"
+    return overrides
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` -> cuda where there is one, else cpu; the plan itself is arithmetic and asks no hardware."""
+    if name == "auto":
+        from medunet.inference.device import pick_device
+
+        return pick_device(name).type
+    if name not in ("cpu", "cuda"):
+        raise MedunetError(f"--device {name}: is not known; give auto, cpu or cuda")
+    return name
+
+
+def _device(name: str) -> dict[str, Any]:
+    return {} if name == "auto" else {"device::name": name}
+
+
+def _one_duration(duration: tuple[float | None, int | None]) -> None:
+    if None not in duration:
+        raise MedunetError("--minutes and --epochs are both given; give one of them")

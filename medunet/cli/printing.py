@@ -1,0 +1,89 @@
+"""What the command line shows: plain lines, aligned, nothing when ``--quiet``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Printer:
+    """Prints results; `quiet` silences everything but errors."""
+
+    def __init__(self) -> None:
+        self.debug, self.quiet = False, False
+
+    def say(self, text: str = "") -> None:
+        """One line."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A counter on a terminal, silence elsewhere."""
+
+        def show(done: int, total: int) -> None:
+            if self.quiet or not sys.stderr.isatty():
+                return
+            end = "\n" if done == total else ""
+            print(f"\r{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+        return show
+
+    def index(self, found: Any) -> None:
+        """What a dataset holds and what was noticed."""
+        self.say(f"{found.name}: {len(found.training)} training and {len(found.test)} test cases ({found.layout})")
+        self.say(f"  channels  {', '.join(found.channels)}")
+        self.say(f"  labels    {', '.join(f'{name}={value}' for name, value in found.labels.items())}")
+        folds = [sum(found.fold_of(case) == fold for case in found.training) for fold in range(5)]
+        self.say(f"  folds     {', '.join(map(str, folds))} cases, by patient")
+        for finding in found.findings:
+            self.say(f"  {'skipped' if finding.fatal else 'note'}   {finding.message}")
+
+    def plan(self, result: Any, bundle: Path, rows: Sequence[dict[str, str]]) -> None:
+        """The plan in a few lines, or with every reason."""
+        if rows:
+            widest = max(len(row["key"]) for row in rows)
+            for row in rows:
+                self.say(f"{row['key']:<{widest}}  {row['value']}\n{'':<{widest}}  because: {row['reason']}")
+        else:
+            patch = " x ".join(map(str, result.patch_size))
+            spacing = " x ".join(f"{s:g}" for s in result.spacing)
+            self.say(f"{result.name}: {result.dims}D U-Net, {len(result.network['channels'])} levels from "
+                     f"{result.network['channels'][0]} channels")  # fmt: skip
+            self.say(f"  patch {patch} at {spacing} mm, batch {result.batch_size}, "
+                     f"about {result.memory_estimate / 1e9:.1f} GB a step")  # fmt: skip
+        self.say(f"wrote {bundle}    next: medunet train {bundle}")
+
+    def scores(self, path: Path) -> None:
+        """Mean Dice with its interval, and per class."""
+        if not path.is_file():
+            self.say(f"no scores were written ({path}): the run was stopped before its end")
+            return
+        from medunet.evaluation.scores import read_scores
+
+        content = read_scores(path)
+        dice = content["summary"].get("dice", {})
+        if dice.get("mean") is None:
+            self.say("Dice: no case has a class to score")
+        else:
+            low, high = dice["ci95"]
+            self.say(f"Dice {dice['mean']:.4f} (95% CI {low:.4f} to {high:.4f}) over {len(content['cases'])} cases")
+        for name, values in content["classes"].items():
+            mean = values["dice"]["mean"]
+            self.say(f"  {name:<20} {'-' if mean is None else f'{mean:.4f}'}")
+        self.say(f"wrote {path}")
+
+    def case(self, result: Any) -> None:
+        """One line per predicted case."""
+        for warning in result.warnings if result.state == "done" else []:
+            print(f"medunet: warning: {warning}", file=sys.stderr)
+        if result.state in ("failed", "refused"):
+            print(f"medunet: {result.state}: {result.message}", file=sys.stderr)
+        else:
+            self.say(f"{result.state:>12}  {result.output}  {result.seconds:.2f} s")
+
+    def done(self, results: Sequence[Any], output: Path) -> None:
+        """The count at the end of a batch."""
+        good = sum(result.state in ("done", "already done") for result in results)
+        self.say(f"{good} of {len(results)} cases in {output}")
