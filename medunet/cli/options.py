@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import medunet
 from medunet.errors import MedunetError, PlanError
 
 if TYPE_CHECKING:
@@ -114,14 +115,13 @@ def read_overlay(name: str) -> dict[str, Any]:
 
 
 def _shipped(name: str) -> Path:
-    import medunet.configs
-
-    for folder in medunet.configs.__path__:
-        path = Path(folder) / "plan" / f"{Path(name).stem}.yaml"
-        if path.is_file():
-            return path
-    known = sorted(p.stem for folder in medunet.configs.__path__ for p in (Path(folder) / "plan").glob("*.yaml"))
-    raise PlanError(f"{name}: overlay is missing; give a YAML file or one of {', '.join(known)}")
+    """An overlay of ``configs/plan``: inside an installed package, or beside it in a checkout."""
+    package = Path(medunet.__file__).parent
+    folders = [place / "configs" / "plan" for place in (package, package.parent)]
+    known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if Path(name).stem not in known:
+        raise PlanError(f"{name}: overlay is missing; give a YAML file or one of {', '.join(known)}")
+    return known[Path(name).stem]
 
 
 def train_options(

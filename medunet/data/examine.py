@@ -1,0 +1,204 @@
+"""One pass over the voxels of every training case: what is wrong with it, and what a fingerprint needs of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from medunet.data.grid import Grid
+from medunet.data.index import Case, Finding, Index
+from medunet.data.volume import Volume, read_case, read_label
+from medunet.errors import DatasetError, MedunetError
+from medunet.types import AnyArray, FloatArray, IntArray
+
+_SAMPLE = 1000  # foreground voxels kept per case and channel
+_LISTED = 10  # findings that a message shows
+
+
+@dataclass(frozen=True)
+class ChannelMeasure:
+    """Intensities of one channel of one case; percentiles 0.5, 50 and 99.5 over all voxels."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    p00_5: float
+    p50: float
+    p99_5: float
+    foreground_sample: FloatArray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one case contributes to a fingerprint. Shape, spacing (mm) and axcodes are per voxel axis."""
+
+    id: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    axcodes: str
+    intensities: tuple[ChannelMeasure, ...]
+    class_voxels: dict[int, int]
+    image_digest: str
+    label_digest: str
+
+
+def examine(
+    index: Index, on_problem: str = "stop", progress: Callable[[int, int], None] | None = None
+) -> tuple[Index, tuple[Measurement, ...]]:
+    """Read every training case once; one case is in memory at a time.
+
+    Labels that the dataset does not declare are named ``label_VALUE`` after the values found.
+
+    Raises:
+        DatasetError: cases have problems and `on_problem` is ``stop``, or no case is left.
+    """
+    findings = list(index.findings)
+    measured: list[Measurement] = []
+    seen: dict[str, Measurement] = {}
+    for number, case in enumerate(index.training):
+        measurement = _examine_case(index, case, findings)
+        if measurement is not None:
+            twin = seen.setdefault(measurement.image_digest, measurement)
+            if twin is measurement:
+                measured.append(measurement)
+            else:
+                findings.append(_duplicate(measurement, twin))
+        if progress:
+            progress(number + 1, len(index.training))
+    index = _with_labels(index, measured)
+    bad = {finding.case for finding in findings if finding.fatal}
+    fatal = [finding for finding in findings if finding.fatal]
+    if fatal and on_problem == "stop":
+        raise DatasetError(_listing(index, fatal))
+    if not measured:
+        raise DatasetError(f"{index.root}: no case can be used; {_listing(index, fatal)}")
+    kept = replace(index.without(bad), findings=tuple(findings))
+    return kept, tuple(m for m in measured if m.id not in bad)
+
+
+def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurement | None:
+    """Measure a case, or note why it cannot be used."""
+
+    def note(kind: str, message: str, fatal: bool = True) -> None:
+        findings.append(Finding(case.id, kind, f"{case.id}: {message}", fatal))
+
+    images, label_path = index.paths(case)
+    if label_path is None:
+        note("missing label", "has no label map; add it or remove the case")
+        return None
+    try:
+        image, label = read_case(images), read_label(label_path)
+    except MedunetError as error:
+        note("unreadable", str(error))
+        return None
+    problem = _problem(index, image, label)
+    if problem:
+        note(*problem)
+        return None
+    foreground = label.array[0] != 0
+    if not foreground.any():
+        note("empty label", "label map is empty (background only); check that this is meant", fatal=False)
+    for name, channel in zip(index.channels, image.array, strict=True):
+        if channel.min() == channel.max():
+            note("constant image", f"channel {name} is constant ({channel.min():g}); check the file", fatal=False)
+    return _measure(case.id, image, label, foreground)
+
+
+def _problem(index: Index, image: Volume, label: Volume) -> tuple[str, str] | None:
+    """Kind and words of what makes a case unusable."""
+    if image.array.shape[0] != len(index.channels):
+        got, want = image.array.shape[0], len(index.channels)
+        return "channels", f"has {got} channels, the dataset {want} ({', '.join(index.channels)}); give one per channel"
+    if not np.isfinite(image.array).all():
+        count = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
+        return "not finite", f"image has {count} NaN or infinite voxels; replace them or remove the case"
+    if image.grid.shape != label.grid.shape:
+        return "grid", (
+            f"label grid {label.grid.shape} differs from image {image.grid.shape}; resample the label or remove the case"
+        )
+    if not _grids_agree(image.grid, label.grid):
+        return "grid", (
+            f"label grid {label.grid.describe()} differs from image {image.grid.describe()}; "
+            f"resample the label or remove the case"
+        )
+    unknown = sorted(set(_values(label.array)) - set(index.labels.values())) if index.labels else []
+    if unknown:
+        declared = ", ".join(f"{name}={value}" for name, value in index.labels.items())
+        return "label value", f"label value {unknown[0]} is not declared ({declared}); declare it or correct the label"
+    return None
+
+
+def _grids_agree(image: Grid, label: Grid) -> bool:
+    return image.agrees_with(label, tolerance=0.1)
+
+
+def _values(array: IntArray) -> list[int]:
+    return [int(v) for v in np.unique(array)]
+
+
+def _measure(case: str, image: Volume, label: Volume, foreground: AnyArray) -> Measurement:
+    values, counts = np.unique(label.array, return_counts=True)
+    return Measurement(
+        id=case,
+        shape=image.grid.shape,
+        spacing=image.grid.spacing,
+        axcodes=image.grid.axcodes,
+        intensities=tuple(_intensity(channel, foreground) for channel in image.array),
+        class_voxels={int(v): int(n) for v, n in zip(values, counts, strict=True)},
+        image_digest=_digest(image),
+        label_digest=_digest(label),
+    )
+
+
+def _intensity(channel: AnyArray, foreground: AnyArray) -> ChannelMeasure:
+    flat = channel.reshape(-1)
+    low, middle, high = np.percentile(flat[:: max(1, flat.size // 1_000_000)], [0.5, 50, 99.5])
+    inside = channel[foreground]
+    step = -(-inside.size // _SAMPLE) or 1
+    return ChannelMeasure(
+        minimum=float(flat.min()),
+        maximum=float(flat.max()),
+        mean=float(flat.mean(dtype=np.float64)),
+        std=float(flat.std(dtype=np.float64)),
+        p00_5=float(low),
+        p50=float(middle),
+        p99_5=float(high),
+        foreground_sample=inside[::step].astype(np.float32),
+    )
+
+
+def _digest(volume: Volume) -> str:
+    digest = hashlib.sha256(repr(volume.array.shape).encode())
+    digest.update(np.ascontiguousarray(volume.array.astype(np.float32, copy=False)).data)
+    return digest.hexdigest()
+
+
+def _duplicate(second: Measurement, first: Measurement) -> Finding:
+    labels = "with the same label" if second.label_digest == first.label_digest else "with another label"
+    message = f"{second.id}: has the same image as {first.id}, {labels}; remove one of them"
+    return Finding(second.id, "duplicate", message, True)
+
+
+def _with_labels(index: Index, measured: Iterable[Measurement]) -> Index:
+    """Name undeclared labels after their values; value 0 is the background, or the smallest where there is no 0."""
+    if index.labels:
+        return index
+    values = sorted({value for m in measured for value in m.class_voxels})
+    background = 0 if 0 in values or not values else values[0]
+    named = {f"label_{value}": value for value in values if value != background}
+    return replace(index, labels={"background": background, **named})
+
+
+def _listing(index: Index, fatal: Sequence[Finding]) -> str:
+    shown = "\n  ".join(finding.message for finding in fatal[:_LISTED])
+    more = f"\n  ... and {len(fatal) - _LISTED} more" if len(fatal) > _LISTED else ""
+    cases = len({finding.case for finding in fatal})
+    return (
+        f"{Path(index.root).name}: {cases} case{'s' * (cases != 1)} cannot be used "
+        f"(medunet index --on-problem skip leaves them out):\n  {shown}{more}"
+    )

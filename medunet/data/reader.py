@@ -1,0 +1,65 @@
+"""medunet's readers behind MONAI's interface, for ``LoadImaged(reader=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys
+
+from medunet.data.volume import Volume, read_case
+from medunet.errors import InputError, MedunetError
+
+
+class VolumeReader(ImageReader):
+    """Read one file, or one file per channel, as float32 (channels, x, y, z) in RAS.
+
+    MONAI falls back to other readers when ``read`` raises; so errors are collected there and raised by ``get_data``.
+    """
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Take every file: what cannot be read is refused here and not guessed elsewhere."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """A Volume and its file names, or the error that reading raised."""
+        paths = [str(p) for p in data] if isinstance(data, Sequence) and not isinstance(data, str) else [str(data)]
+        try:
+            volume = read_case(paths)
+            require_finite(volume, paths)
+            return volume, paths
+        except MedunetError as error:
+            return error, paths
+
+    def get_data(self, img: Any) -> tuple[Any, dict[str, Any]]:
+        """Array and meta data.
+
+        Raises:
+            InputError: what `read` met.
+        """
+        content, paths = img
+        if isinstance(content, MedunetError):
+            raise content
+        affine = np.array(content.grid.affine)
+        meta = {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(content.grid.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            "filename_or_obj": ";".join(paths),
+        }
+        return np.ascontiguousarray(content.array, dtype=np.float32), meta
+
+
+def require_finite(volume: Volume, paths: Sequence[str]) -> None:
+    """Raise an InputError when a voxel is NaN or infinite."""
+    if not np.issubdtype(volume.array.dtype, np.floating):
+        return
+    bad = int(volume.array.size - np.count_nonzero(np.isfinite(volume.array)))
+    if bad:
+        raise InputError(
+            f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; replace them or remove the case"
+        )
