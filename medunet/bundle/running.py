@@ -39,7 +39,8 @@ def load_workflow(bundle: Path, config: str, kind: str, overrides: Mapping[str, 
     os.environ.setdefault(_NO_EVAL, "0")
     from monai.bundle import ConfigWorkflow
 
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    for name in ("ignite", "monai.bundle.workflows"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     workflow = ConfigWorkflow(
         config_file=str(path),
         meta_file=str(path.parent / "metadata.json"),
@@ -66,7 +67,6 @@ def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
 @contextmanager
 def explained(config: Path) -> Iterator[None]:
     """Turn whatever goes wrong inside into a medunet error with one sentence that names `config`."""
-    logging.getLogger("ignite.engine.engine").setLevel(logging.CRITICAL)
     try:
         yield
     except KeyboardInterrupt:

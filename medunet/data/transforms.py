@@ -5,6 +5,8 @@ load -> orient -> resample -> normalise; labels also: stored values -> 0..K-1.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +52,7 @@ class Preprocess(MapTransform):
         self.spacing = tuple(float(s) for s in spacing)
         self.normalization = [dict(scheme) for scheme in normalization]
         self.values = None if labels is None else list(labels.values())
-        self._load = LoadImaged(keys, reader=VolumeReader(), ensure_channel_first=True)
+        self._load = load_transform(keys)
         self._orient = Orientationd(keys, axcodes=orientation, labels=None)
         modes = ["bilinear", "nearest"][: len(keys)]
         self._resample = Spacingd(keys, self.spacing, mode=modes, padding_mode="border", dtype=torch.float32)
@@ -80,10 +82,18 @@ class LoadLabel(MapTransform):
 
     def __init__(self, keys: Sequence[str] = ("label",)) -> None:
         super().__init__(keys)
-        self._load = LoadImaged(keys, reader=VolumeReader(), ensure_channel_first=True)
+        self._load = load_transform(keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         return dict(self._load(dict(data)))
+
+
+def load_transform(keys: Sequence[str]) -> LoadImaged:
+    """MONAI's LoadImaged with our reader; it announces each of its other readers that misses an optional library."""
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LoadImaged(keys, reader=VolumeReader(), ensure_channel_first=True)
 
 
 def normalize(image: Tensor, schemes: Sequence[Mapping[str, Any]]) -> Tensor:

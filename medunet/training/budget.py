@@ -86,10 +86,8 @@ class Budget:
         allowed = int(_VALIDATION_SHARE * left / validation) if validation else self.validations
         self.validations = max(0, min(self.validations, allowed))
         steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
-        length = int(engine.state.epoch_length or 1)
-        if steps < length:
-            engine.state.epoch_length = max(1, steps)
-        engine.state.max_epochs = max(1, steps // length)
+        epochs = max(1, round(steps / int(engine.state.epoch_length or 1)))
+        engine.state.max_epochs, engine.state.epoch_length = epochs, max(1, steps // epochs)
         self.log.calibrated(pace, engine)
 
     def _keep_pace(self, engine: Engine) -> None:

@@ -82,6 +82,7 @@ class CachedCases(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, data: Sequence[Any], transform: PatchPipeline, memory: int = 4_000_000_000) -> None:
         super().__init__(data, transform)
+        self.pipeline = transform  # MONAI's Dataset keeps it inside a Compose
         self.memory, self._used = int(memory), 0
         self._cache: dict[int, Any] = {}
 
@@ -96,7 +97,7 @@ class CachedCases(Dataset):  # type: ignore[type-arg]
     def _prepared(self, number: int) -> Any:
         if number in self._cache:
             return self._cache[number]
-        item = self.transform.preprocess(self.data[number])
+        item = self.pipeline.preprocess(self.data[number])
         size = sum(v.nbytes for v in item.values() if hasattr(v, "nbytes"))
         if self._used + size <= self.memory:
             self._cache[number] = item
@@ -104,7 +105,7 @@ class CachedCases(Dataset):  # type: ignore[type-arg]
         return item
 
     def _transform(self, index: int) -> Any:
-        return self.transform.augment(dict(self._prepared(index)))
+        return self.pipeline.augment(dict(self._prepared(index)))
 
 
 class PatchPipeline:

@@ -119,7 +119,7 @@ class Log:
             self._task = self._bar.add_task("training", total=None)
 
     def _step(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise MedunetError(
                 f"the loss became {loss} at step {engine.state.iteration}; train again with a lower learning rate "

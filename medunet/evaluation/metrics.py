@@ -1,0 +1,186 @@
+"""Segmentation metrics on two boolean masks, spacing-aware, with stated rules for empty masks.
+
+Definitions after Metrics Reloaded (Maier-Hein et al. 2024, doi:10.1038/s41592-023-02151-z):
+surface voxels are mask voxels with a face neighbour outside the mask; distances are between voxel centres in mm.
+
+Empty masks: absent in reference and prediction -> every overlap and distance is None (not counted).
+Reference empty, prediction not: Dice, IoU, precision and NSD 0, sensitivity and distances None.
+Prediction empty, reference not ("missed"): Dice, IoU, sensitivity and NSD 0, precision and distances None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from scipy import ndimage
+
+from medunet.types import AnyArray, BoolArray, FloatArray, IntArray
+
+Value: TypeAlias = float | None
+DISTANCES = ("hausdorff_mm", "hd95_mm", "assd_mm")
+_TOUCHING = np.ones((3, 3, 3), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distances in mm from each surface voxel of one mask to the nearest surface voxel of the other."""
+
+    prediction_to_reference: FloatArray
+    reference_to_prediction: FloatArray
+
+    @property
+    def hausdorff(self) -> float:
+        """The largest distance (Huttenlocher et al. 1993)."""
+        return float(max(self.prediction_to_reference.max(), self.reference_to_prediction.max()))
+
+    @property
+    def hd95(self) -> float:
+        """The larger of the two directed 95th percentiles."""
+        return float(
+            max(np.percentile(self.prediction_to_reference, 95), np.percentile(self.reference_to_prediction, 95))
+        )
+
+    @property
+    def assd(self) -> float:
+        """Average symmetric surface distance: the mean over the surface voxels of both masks."""
+        both = np.concatenate((self.prediction_to_reference, self.reference_to_prediction))
+        return float(both.mean())
+
+    def nsd(self, tolerance: float) -> float:
+        """Normalised surface Dice (Nikolov et al. 2021, doi:10.2196/26151): surface within `tolerance` mm."""
+        within = np.count_nonzero(self.prediction_to_reference <= tolerance)
+        within += np.count_nonzero(self.reference_to_prediction <= tolerance)
+        return float(within / (self.prediction_to_reference.size + self.reference_to_prediction.size))
+
+
+def dice(prediction: BoolArray, reference: BoolArray) -> Value:
+    """2 |P and R| / (|P| + |R|); None when both are empty."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(reference)
+    return None if total == 0 else float(2 * np.count_nonzero(prediction & reference) / total)
+
+
+def overlaps(prediction: BoolArray, reference: BoolArray) -> dict[str, Value]:
+    """Dice, IoU, sensitivity and precision from one count."""
+    both = int(np.count_nonzero(prediction & reference))
+    predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    union = predicted + true - both
+    return {
+        "dice": _ratio(2 * both, predicted + true),
+        "iou": _ratio(both, union),
+        "sensitivity": _ratio(both, true),
+        "precision": _ratio(both, predicted),
+    }
+
+
+def surface_distances(prediction: BoolArray, reference: BoolArray, spacing: Sequence[float]) -> SurfaceDistances | None:
+    """Distances between the surfaces of two masks (x, y, z) with `spacing` mm; None when one of them is empty.
+
+    An axis with one voxel is left out: a picture's surface is its outline.
+    """
+    if not prediction.any() or not reference.any():
+        return None
+    axes = [axis for axis, size in enumerate(prediction.shape) if size > 1]
+    if not axes:
+        return SurfaceDistances(np.zeros(1), np.zeros(1))
+    box = _bounding_box(prediction | reference)
+    flat = tuple(0 if size == 1 else slice(None) for size in prediction.shape)
+    surfaces = [_surface(mask[box][flat]) for mask in (prediction, reference)]
+    scale = [float(spacing[axis]) for axis in axes]
+    to_reference, to_prediction = (_distance_to(surface, scale) for surface in reversed(surfaces))
+    return SurfaceDistances(to_reference[surfaces[0]], to_prediction[surfaces[1]])
+
+
+def lesions(prediction: BoolArray, reference: BoolArray) -> dict[str, Value]:
+    """Lesion-wise sensitivity and false positives: components that touch by face, edge or corner are one lesion.
+
+    A reference lesion is found when a predicted voxel overlaps it; a predicted lesion is false when it overlaps none.
+    """
+    true, true_count = ndimage.label(reference, _TOUCHING)
+    predicted, predicted_count = ndimage.label(prediction, _TOUCHING)
+    found = np.unique(true[prediction & reference]).size
+    right = np.unique(predicted[prediction & reference]).size
+    return {
+        "lesions": float(true_count),
+        "lesion_sensitivity": _ratio(found, true_count),
+        "false_positive_lesions": float(predicted_count - right),
+    }
+
+
+def volumes(prediction: BoolArray, reference: BoolArray, voxel_volume: float) -> dict[str, Value]:
+    """Volumes in ml (`voxel_volume` in mm^3), their difference, and the difference relative to the reference."""
+    predicted = np.count_nonzero(prediction) * voxel_volume / 1000
+    true = np.count_nonzero(reference) * voxel_volume / 1000
+    return {
+        "volume_ml": float(predicted),
+        "reference_volume_ml": float(true),
+        "volume_error_ml": float(predicted - true),
+        "relative_volume_error": None if true == 0 else float((predicted - true) / true),
+    }
+
+
+def pixel_accuracy(prediction: IntArray, reference: IntArray) -> float:
+    """The fraction of voxels, background included, that have the right label."""
+    return float(np.count_nonzero(prediction == reference) / reference.size)
+
+
+def measure_mask(
+    prediction: BoolArray, reference: BoolArray, spacing: Sequence[float], voxel_volume: float, nsd_tolerance: float
+) -> dict[str, Value]:
+    """Every metric of one class."""
+    values = overlaps(prediction, reference)
+    distances = surface_distances(prediction, reference, spacing)
+    if distances is None:
+        absent = not prediction.any() and not reference.any()
+        values.update(dict.fromkeys(DISTANCES), nsd=None if absent else 0.0)
+    else:
+        values.update(
+            zip(DISTANCES, (distances.hausdorff, distances.hd95, distances.assd), strict=True),
+            nsd=distances.nsd(nsd_tolerance),
+        )
+    return {**values, **volumes(prediction, reference, voxel_volume), **lesions(prediction, reference)}
+
+
+def measure(
+    prediction: IntArray,
+    reference: IntArray,
+    labels: Mapping[str, int],
+    spacing: Sequence[float],
+    nsd_tolerance: float = 1.0,
+    voxel_volume: float | None = None,
+) -> dict[str, dict[str, Value]]:
+    """Every metric of every class of two label maps (x, y, z); the background (0) is not scored.
+
+    `nsd_tolerance` in mm; `voxel_volume` in mm^3, the product of `spacing` when not given.
+    """
+    volume = float(np.prod(spacing)) if voxel_volume is None else voxel_volume
+    return {
+        name: measure_mask(prediction == value, reference == value, spacing, volume, nsd_tolerance)
+        for name, value in labels.items()
+        if value != 0
+    }
+
+
+def _ratio(part: int, whole: int) -> Value:
+    return None if whole == 0 else float(part / whole)
+
+
+def _bounding_box(mask: BoolArray) -> tuple[slice, ...]:
+    """The box of all true voxels; surfaces inside it are the same as in the whole volume, outside counts as empty."""
+    found = ndimage.find_objects(mask.view(np.uint8))
+    box: tuple[slice, ...] = found[0]
+    return box
+
+
+def _surface(mask: BoolArray) -> BoolArray:
+    inner: BoolArray = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(mask.ndim, 1))
+    return mask & ~inner
+
+
+def _distance_to(surface: BoolArray, spacing: Sequence[float]) -> AnyArray:
+    import edt
+
+    distances: AnyArray = edt.edt(np.ascontiguousarray(~surface), anisotropy=tuple(spacing), black_border=False)
+    return distances

@@ -1,0 +1,200 @@
+"""From metrics per case to ``scores.json``: per case, per class, and a summary with bootstrap intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.data.atomic import write_json, write_text
+from medunet.data.grid import Grid
+from medunet.data.volume import read_label, stem_of, suffix_of
+from medunet.errors import InputError, MedunetError
+from medunet.evaluation.metrics import Value, measure, pixel_accuracy
+from medunet.types import FloatArray, IntArray
+
+RESAMPLES, SEED = 2000, 20260101
+NSD_TOLERANCE = 1.0
+_LABEL_ENDS = ("_mask", "_label", "_labels", "_seg")
+
+
+def case_scores(
+    case: str,
+    prediction: IntArray,
+    reference: IntArray,
+    labels: Mapping[str, int],
+    grid: Grid,
+    paths: Mapping[str, Any] | None = None,
+    nsd_tolerance: float = NSD_TOLERANCE,
+) -> dict[str, Any]:
+    """The entry of one case in ``scores.json``; label maps are (x, y, z) on `grid`."""
+    return {
+        "id": case,
+        "pixel_accuracy": pixel_accuracy(prediction, reference),
+        "classes": measure(prediction, reference, labels, grid.spacing, nsd_tolerance, grid.voxel_volume),
+        **(paths or {}),
+    }
+
+
+def summarise(cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The content of ``scores.json``.
+
+    A class's mean is over the cases where the metric is defined; ``left_out`` counts the others. The summary's mean is
+    the mean of the class means; its interval is the percentile bootstrap over cases (Efron and Tibshirani 1993).
+    """
+    names = [name for name, value in labels.items() if value != 0]
+    metrics = list(dict.fromkeys(metric for case in cases for name in names for metric in case["classes"][name]))
+    tables = {metric: _table(cases, names, metric) for metric in metrics}
+    draws = np.random.default_rng(SEED).integers(0, max(1, len(cases)), (RESAMPLES, len(cases)))
+    classes: dict[str, Any] = {name: {} for name in names}
+    summary: dict[str, Any] = {}
+    for metric, table in tables.items():
+        for column, name in enumerate(names):
+            classes[name][metric] = _statistics(table[:, column : column + 1], draws)
+        summary[metric] = _statistics(table, draws)
+    accuracies = [[case["pixel_accuracy"]] for case in cases if "pixel_accuracy" in case]
+    if accuracies and len(accuracies) == len(cases):
+        summary["pixel_accuracy"] = _statistics(np.array(accuracies), draws)
+    return {"summary": summary, "classes": classes, "cases": list(cases), **(extra or {})}
+
+
+def _table(cases: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str) -> FloatArray:
+    rows = [[_number(case["classes"][name].get(metric)) for name in names] for case in cases]
+    return np.array(rows, dtype=np.float64).reshape(len(cases), len(names))
+
+
+def _number(value: Value) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _statistics(table: FloatArray, draws: IntArray) -> dict[str, Any]:
+    """Mean of the class means with its interval, spread over cases, and how many values went in."""
+    defined = ~np.isnan(table)
+    if not defined.any():
+        return {"mean": None, "ci95": [None, None], "std": None, "median": None, "n": 0, "left_out": int(table.size)}
+    filled = np.where(defined, table, 0.0)
+    sums, counts = filled[draws].sum(axis=1), defined[draws].sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    usable = means[~np.isnan(means).all(axis=1)]
+    resampled = np.nanmean(usable, axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    values = table[defined]
+    columns = defined.any(axis=0)
+    mean = float(np.mean(filled.sum(axis=0)[columns] / defined.sum(axis=0)[columns]))
+    return {
+        "mean": mean,
+        "ci95": [float(low), float(high)],
+        "std": float(values.std(ddof=1)) if values.size > 1 else 0.0,
+        "median": float(np.median(values)),
+        "n": int(defined.sum()),
+        "left_out": int(table.size - defined.sum()),
+    }
+
+
+def evaluate(
+    predictions: Path, references: Path, labels: Mapping[str, int] | None = None, nsd_tolerance: float = NSD_TOLERANCE
+) -> dict[str, Any]:
+    """Score a folder (or file) of label maps against references of the same names.
+
+    A reference without a prediction, and a pair that cannot be compared, is listed under ``failed``.
+
+    Raises:
+        InputError: a folder is missing, or no pair can be compared.
+    """
+    pairs, failed = _pairs(predictions, references)
+    labels = labels or _found_labels(pairs)
+    cases = []
+    for case, (prediction_path, reference_path) in pairs.items():
+        try:
+            cases.append(_score_pair(case, prediction_path, reference_path, labels, nsd_tolerance))
+        except MedunetError as error:
+            failed.append({"id": case, "message": str(error)})
+    if not cases:
+        first = failed[0]["message"] if failed else "no files"
+        raise InputError(f"{predictions}: no prediction can be compared with {references} ({first}); give equal file names")
+    extra = {"labels": dict(labels), "nsd_tolerance_mm": nsd_tolerance, "failed": failed}
+    return summarise(cases, labels, extra)
+
+
+def _score_pair(
+    case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, int], tolerance: float
+) -> dict[str, Any]:
+    prediction, reference = read_label(prediction_path), read_label(reference_path)
+    prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
+    paths = {"prediction": str(prediction_path.resolve()), "reference": str(reference_path.resolve())}
+    arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
+    return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
+
+
+def _pairs(predictions: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], list[dict[str, str]]]:
+    predicted, true = _label_files(predictions), _label_files(references)
+    if predictions.is_file() and references.is_file():
+        return {stem_of(references): (predictions, references)}, []
+    pairs = {case: (predicted[case], path) for case, path in true.items() if case in predicted}
+    missing = [
+        {"id": case, "message": f"{case}: has no prediction in {predictions}; predict it or remove the reference"}
+        for case in true
+        if case not in predicted
+    ]
+    return pairs, missing
+
+
+def _label_files(place: Path) -> dict[str, Path]:
+    if place.is_file():
+        return {_case_name(place): place}
+    if not place.is_dir():
+        raise InputError(f"{place}: is missing; give a folder of label maps")
+    files = sorted(p for p in place.rglob("*") if p.is_file() and suffix_of(p) and not p.name.startswith("."))
+    return {"/".join((*p.relative_to(place).parent.parts, _case_name(p))): p for p in files}
+
+
+def _case_name(path: Path) -> str:
+    stem = stem_of(path)
+    return next((stem.removesuffix(end) for end in _LABEL_ENDS if stem.endswith(end)), stem)
+
+
+def _found_labels(pairs: Mapping[str, tuple[Path, Path]]) -> dict[str, int]:
+    values: set[int] = set()
+    for _, reference in pairs.values():
+        values |= {int(value) for value in np.unique(read_label(reference).array)}
+    return {f"label_{value}": value for value in sorted(values - {0})}
+
+
+def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
+    """Write ``scores.json`` and, beside it, a CSV with a row per case and class."""
+    write_json(path, scores)
+    write_text(path.with_suffix(".csv"), _csv(scores))
+
+
+def _csv(scores: Mapping[str, Any]) -> str:
+    metrics = list(dict.fromkeys(m for case in scores["cases"] for values in case["classes"].values() for m in values))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "class", *metrics])
+    for case in scores["cases"]:
+        for name, values in case["classes"].items():
+            writer.writerow([case["id"], name, *("" if values.get(m) is None else f"{values[m]:.6g}" for m in metrics)])
+    return text.getvalue()
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read ``scores.json``.
+
+    Raises:
+        InputError: it is missing or is not a scores file.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: is missing; write it with medunet evaluate or medunet train") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); write it again with medunet evaluate") from error
+    if not isinstance(content, dict) or not {"summary", "classes", "cases"} <= set(content):
+        raise InputError(f"{path}: is not a scores file (no summary, classes, cases); write it with medunet evaluate")
+    return content
