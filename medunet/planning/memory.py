@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 _FLOAT = 4  # bytes
 _OPTIMIZER_COPIES = 4  # weight, gradient, two Adam moments
-_LOSS_COPIES = 6  # soft-max, one-hot, products of the Dice and the cross-entropy, each classes x patch
+_LOSS_COPIES = 12  # soft-max, one-hot, products of the Dice and the cross-entropy, each classes x patch
+_ALLOCATOR = 1.1  # what allocators lose to rounding and fragments
 _RUNTIME = {"cpu": 0, "cuda": 600_000_000}  # CUDA context and cuDNN workspaces
 
 
@@ -57,12 +58,11 @@ def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
     """Bytes that one patch of a batch adds to a training step."""
     stored, transient = 0, 0
     size = [int(n) for n in patch]
-    per_conv = 2 + (1 if net.dropout else 0)
     for level, width in enumerate(net.channels):
         size = [math.ceil(n / s) for n, s in zip(size, net.strides[level], strict=True)]
         voxels = math.prod(size)
         blocks = 1 if level == len(net.channels) - 1 else 2
-        kept = blocks * net.convs_per_level * per_conv * width * voxels
+        kept = blocks * net.convs_per_level * 2 * width * voxels
         if net.checkpointing:
             transient = max(transient, kept // blocks)
             kept = blocks * width * voxels
@@ -71,10 +71,10 @@ def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
             stored += 2 * width * voxels  # the concatenation
         if level == 0:
             stored += net.in_channels * voxels
-            transient += 3 * width * voxels  # gradients in flight at full resolution
+            transient += 4 * width * voxels  # gradients in flight at full resolution
         if level <= net.deep_supervision:
             stored += _LOSS_COPIES * net.out_channels * voxels
-    return _FLOAT * (stored + transient)
+    return int(_ALLOCATOR * _FLOAT * (stored + transient))
 
 
 def inference_bytes(net: NetworkShape, window: Sequence[int]) -> int:
