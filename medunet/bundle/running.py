@@ -88,9 +88,7 @@ def _sentence(config: Path, error: Exception, cause: BaseException) -> MedunetEr
             f"{config}: the run does not fit the memory; plan again with less (medunet plan ... --memory 4GB)"
         )
     text = " ".join(str(error).split())
-    missing = re.search(r"[Cc]annot locate component '?([\w.]+)'?", text) or re.search(
-        r"[Ff]ailed to locate '?([\w.]+)'?", text
-    )
+    missing = re.search(r"[Cc]annot locate (?:component|class or function path)[^']*'([\w.]+)'", f"{text} {cause}")
     if missing:
         where = _line_of(config, missing[1])
         return BundleError(f"{where}: _target_ '{missing[1]}' does not exist; correct the name")

@@ -1,0 +1,205 @@
+"""The bundle is plain MONAI: its own command, its property check, its verifiers, no evaluated expressions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from medunet.bundle import read_plan
+from medunet.bundle.running import load_workflow, train_bundle
+from medunet.bundle.writer import CONFIGS, metadata, template
+from medunet.data.volume import read_label
+from medunet.errors import BundleError
+from medunet.planning import Plan
+
+ENVIRONMENT = {**os.environ, "MONAI_EVAL_EXPR": "0", "OMP_NUM_THREADS": "1"}
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done
+
+
+def strings(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings(item)] + [str(key) for key in value]
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_no_config_has_an_expression(planned_bundle: Path) -> None:
+    for path in sorted(planned_bundle.glob("configs/*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        assert not [text for text in strings(content) if text.startswith(("$", "%"))], path.name
+
+
+def test_the_configs_are_the_shipped_texts_but_for_the_dataset_folder(planned_bundle: Path) -> None:
+    for name in CONFIGS:
+        lines = (planned_bundle / "configs" / name).read_text().splitlines()
+        differing = [line for line in zip(lines, template(name).splitlines(), strict=True) if line[0] != line[1]]
+        assert all(ours.startswith("dataset_dir:") for ours, _ in differing)
+
+
+@pytest.mark.parametrize(("config", "kind"), [("train.yaml", "train"), ("inference.yaml", "infer")])
+def test_check_properties_is_empty_and_preprocesses_nothing(
+    planned_bundle: Path, tmp_path: Path, config: str, kind: str
+) -> None:
+    bundle = tmp_path / "b"
+    shutil.copytree(planned_bundle, bundle)
+    (bundle / "eval" / "index.json").write_text(
+        (bundle / "eval" / "index.json").read_text().replace(".nii.gz", ".gone.nii.gz")
+    )
+    workflow = load_workflow(bundle, config, kind, {})
+    assert workflow.check_properties() == []
+    assert workflow.network_def is not None
+    assert str(workflow.bundle_root) == str(bundle)
+
+
+def test_monai_verifies_metadata_and_network(planned_bundle: Path, real_data: Callable[[str], Path]) -> None:
+    from monai.bundle import verify_net_in_out
+
+    schema = json.loads((real_data("schema") / "meta_schema_20240725.json").read_text())
+    jsonschema.validate(json.loads((planned_bundle / "configs" / "metadata.json").read_text()), schema)
+    schema_copy = planned_bundle.parent / "schema.json"
+    shutil.copy(real_data("schema") / "meta_schema_20240725.json", schema_copy)
+    run(
+        "-m", "monai.bundle", "verify_metadata", "--meta_file", "configs/metadata.json",
+        "--filepath", str(schema_copy), cwd=planned_bundle,
+    )  # fmt: skip
+    for config in ("train.yaml", "inference.yaml"):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(planned_bundle / "configs" / "metadata.json"),
+            config_file=str(planned_bundle / "configs" / config),
+            device="cpu",
+        )
+
+
+def test_monai_trains_and_infers_in_the_folder_elsewhere_and_after_a_move(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "first" / "bundle"
+    shutil.copytree(planned_bundle, bundle)
+    run(
+        "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.yaml",
+        "--train::trainer::max_epochs", "1", cwd=bundle,
+    )  # fmt: skip
+    assert (bundle / "models" / "model.pt").is_file()
+    scores = json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())
+    assert 0 <= scores["summary"]["dice"]["mean"] <= 1
+    moved = tmp_path / "second" / "moved"
+    moved.parent.mkdir()
+    bundle.rename(moved)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(
+        "-m", "monai.bundle", "run", "--config_file", str(moved / "configs" / "inference.yaml"),
+        "--bundle_root", str(moved), "--dataset_dir", str(phantom_dataset / "imagesTr"),
+        "--output_dir", str(elsewhere / "out"), cwd=elsewhere,
+    )  # fmt: skip
+    assert len(list((elsewhere / "out").glob("*.nii.gz"))) == 6
+    run(
+        "-m", "monai.bundle", "run", "--config_file",
+        f"['{moved / 'configs' / 'inference.yaml'}', '{moved / 'configs' / 'evaluate.yaml'}']",
+        "--bundle_root", str(moved), cwd=elsewhere,
+    )  # fmt: skip
+    again = json.loads((moved / "eval" / "evaluation" / "scores.json").read_text())
+    assert {c["id"] for c in again["cases"]} == {c["id"] for c in scores["cases"]}
+
+
+def test_monai_run_and_medunet_predict_give_the_same_voxels(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    from medunet import verbs
+
+    images = phantom_dataset / "imagesTr"
+    verbs.predict(trained_bundle, [images], tmp_path / "ours", {"device::name": "cpu"})
+    workflow = load_workflow(
+        trained_bundle, "inference.yaml", "infer",
+        {"dataset_dir": str(images), "output_dir": str(tmp_path / "monai"), "device::name": "cpu"},
+    )  # fmt: skip
+    workflow.run()
+    names = sorted(p.name for p in (tmp_path / "ours").glob("*.nii.gz"))
+    assert len(names) == 6
+    for name in names:
+        ours, theirs = read_label(tmp_path / "ours" / name), read_label(tmp_path / "monai" / name)
+        assert (ours.array == theirs.array).all()
+        assert ours.grid == theirs.grid == read_label(images / name).grid
+
+
+@pytest.mark.parametrize("overlay", sorted(p.name for p in (Path(__file__).parents[1] / "configs" / "run").glob("*.yaml")))
+def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    overlays = Path(__file__).parents[1] / "configs" / "run" / overlay
+    parser.read_config([str(planned_bundle / "configs" / "train.yaml"), str(overlays)])
+    parser.read_meta(str(planned_bundle / "configs" / "metadata.json"))
+    parser["bundle_root"] = str(planned_bundle)
+    parser["device::name"] = "cpu"
+    assert parser.get_parsed_content("optimizer") is not None
+    assert parser.get_parsed_content("loss") is not None
+    assert len(parser.get_parsed_content("train::handlers")) == 6
+
+
+def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(planned_bundle, bundle)
+    run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training",
+        "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']",
+        "--train::trainer::max_epochs", "1", cwd=bundle,
+    )  # fmt: skip
+    assert (bundle / "models" / "model.pt").is_file()
+    assert json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["cases"]
+
+
+def test_a_wrong_target_names_file_line_and_target(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(planned_bundle, bundle)
+    config = bundle / "configs" / "train.yaml"
+    config.write_text(config.read_text().replace("torch.optim.AdamW", "torch.optim.AdamWW"))
+    with pytest.raises(BundleError, match=r"train\.yaml line \d+: _target_ 'torch\.optim\.AdamWW' does not exist"):
+        train_bundle(bundle, {})
+
+
+def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="has no key 'optimiser'"):
+        train_bundle(planned_bundle, {"optimiser::lr": 1})
+
+
+def test_plan_survives_the_bundle(planned_bundle: Path) -> None:
+    block = read_plan(str(planned_bundle))
+    network = {key: value for key, value in block["network"].items() if key != "_target_"}
+    plan = Plan.from_json({k: v for k, v in {**block, "network": network}.items() if k != "window"})
+    assert metadata(plan)["plan"] == block
+
+
+def test_a_bundle_with_weights_of_another_network_is_not_overwritten(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    from medunet import verbs
+    from medunet.planning import Budget
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trained_bundle, bundle)
+    before = (bundle / "configs" / "metadata.json").read_bytes()
+    with pytest.raises(BundleError, match="has weights of another network"):
+        verbs.plan(phantom_dataset, bundle, Budget(), {"base_channels": 5})
+    assert (bundle / "configs" / "metadata.json").read_bytes() == before
+
+
+def test_not_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is missing, this is not a bundle"):
+        read_plan(str(tmp_path))
