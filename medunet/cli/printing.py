@@ -38,7 +38,7 @@ class Printer:
         folds = [sum(found.fold_of(case) == fold for case in found.training) for fold in range(5)]
         self.say(f"  folds     {', '.join(map(str, folds))} cases, by patient")
         for finding in found.findings:
-            self.say(f"  {'skipped' if finding.fatal else 'note'}   {finding.message}")
+            self.say(f"  note      {finding.message}")
 
     def plan(self, result: Any, bundle: Path, rows: Sequence[dict[str, str]]) -> None:
         """The plan in a few lines, or with every reason."""

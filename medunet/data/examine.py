@@ -77,7 +77,8 @@ def examine(
         raise DatasetError(_listing(index, fatal))
     if not measured:
         raise DatasetError(f"{index.root}: no case can be used; {_listing(index, fatal)}")
-    kept = replace(index.without(bad), findings=tuple(findings))
+    settled = tuple(replace(f, fatal=False, message=f"{f.message} (left out)") if f.fatal else f for f in findings)
+    kept = replace(index.without(bad), findings=settled)
     return kept, tuple(m for m in measured if m.id not in bad)
 
 

@@ -10,6 +10,7 @@ from medunet.planning.fingerprint import Fingerprint
 
 _ANISOTROPIC = 3.0  # nnU-Net's threshold between the coarsest and the finest axis
 _SMALLEST_EDGE = 4  # voxels that must remain after halving (nnU-Net)
+_SMALLEST_PATCH = 16  # voxels per axis; smaller patches show too little to learn from
 _CODES = "RAS"
 
 
@@ -119,7 +120,8 @@ def pooling(
 def shrink(patch: Sequence[int], frame: Frame, strides: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
     """Take one step off the axis that is largest relative to the median shape; None when nothing is left to take."""
     steps = [math.prod(stride[axis] for stride in strides) for axis in range(frame.dims)]
-    ratios = [patch[a] / frame.shape[a] if patch[a] > steps[a] else 0.0 for a in range(frame.dims)]
+    least = [max(steps[a], min(_SMALLEST_PATCH, round(frame.shape[a]))) for a in range(frame.dims)]
+    ratios = [patch[a] / frame.shape[a] if patch[a] - steps[a] >= least[a] else 0.0 for a in range(frame.dims)]
     axis = max(range(frame.dims), key=lambda a: (ratios[a], patch[a]))
     if ratios[axis] == 0.0:
         return None
