@@ -1,3 +1,22 @@
-"""medunet: labelled CT/MRI volumes to a segmentation model that can be checked, run and trusted."""
+"""medunet: labelled CT/MRI volumes to a segmentation model that can be checked, run and trusted.
+
+The verbs of the command line are functions here, imported when they are first used: ``medunet.plan(...)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medunet.verbs import evaluate, fingerprint, index, plan, predict, report, train
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "fingerprint", "index", "plan", "predict", "report", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from medunet import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"module 'medunet' has no attribute '{name}'")

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from medunet.data.phantom import write_dataset
 
+settings.register_profile("medunet", deadline=None)
+settings.load_profile("medunet")
 TINY = ((24, 24, 16), (5.0, 5.0, 8.0))
 
 

@@ -25,13 +25,12 @@ class SaveLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.image_key]
-        name = item.get("output") or f"{stem_of(first_name(image))}.nii.gz"
+        name = item.get("output") or f"{stem_of(source_of(image).split(';')[0])}.nii.gz"
         for key in self.keys:
             write_label(self.output_dir / name, item[key][0].numpy(), native_grid(image))
         return item
 
 
-def first_name(image: Any) -> Path:
-    """The (first) file that a loaded image came from."""
-    name = image.meta["filename_or_obj"]
-    return Path(str(name[0] if isinstance(name, (list, tuple)) else name).split(";")[0])
+def source_of(image: Any) -> str:
+    """The file that a loaded tensor came from; several channels are joined by ``;``."""
+    return str(image.meta["filename_or_obj"])

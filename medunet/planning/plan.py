@@ -161,7 +161,9 @@ class _Draft:
             f"the median case, {_short(tuple(round(n) for n in frame.shape[: frame.dims]))} voxels at this spacing, "
             f"kept to {limit:,} voxels on {self.budget.device} and rounded up to what the strides divide"
         )
-        return self.take("patch_size", patch, reason), reason
+        taken = tuple(self.take("patch_size", patch, reason))
+        settings.require_dims(taken, frame.dims)
+        return taken, reason
 
     def _network(self, frame: geometry.Frame, patch: tuple[int, ...]) -> tuple[NetworkShape, tuple[int, ...]]:
         """Levels, strides and kernels after nnU-Net; sizes rounded up to the divisor unless chosen."""
@@ -171,7 +173,7 @@ class _Draft:
         divisor = tuple(math.prod(s[axis] for s in strides) for axis in range(frame.dims))
         fitted = tuple(math.ceil(n / d) * d for n, d in zip(patch, divisor, strict=True))
         if "patch_size" in self.chosen:
-            settings.require_divisible(patch, divisor, levels=len(strides), dims=frame.dims)
+            settings.require_divisible(patch, divisor, levels=len(strides))
         base = self.take("base_channels", _BASE_CHANNELS[self.budget.device], "")
         self.reasons.pop("base_channels")
         channels = tuple(min(base * 2**level, _MAX_CHANNELS[frame.dims]) for level in range(len(strides)))

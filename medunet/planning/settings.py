@@ -101,16 +101,19 @@ def validate(chosen: Mapping[str, Any]) -> dict[str, Any]:
         if not SETTINGS[key].accepts(value):
             raise PlanError(f"plan setting {key}={value!r} does not fit; give {SETTINGS[key].rule}")
         result[key] = tuple(value) if isinstance(value, list) else value
-    dims, patch = result.get("dims"), result.get("patch_size")
-    if dims and patch and len(patch) != dims:
-        raise PlanError(f"plan setting patch_size={list(patch)} does not fit; a {dims}D plan takes {dims} numbers")
+    if result.get("dims") and result.get("patch_size"):
+        require_dims(result["patch_size"], result["dims"])
     return result
 
 
-def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: int, dims: int) -> None:
-    """Raise a PlanError that names the nearest valid patch unless `patch` is divisible by `divisor`."""
+def require_dims(patch: Sequence[int], dims: int) -> None:
+    """Raise a PlanError unless `patch` has one number per axis."""
     if len(patch) != dims:
         raise PlanError(f"plan setting patch_size={list(patch)} does not fit; a {dims}D plan takes {dims} numbers")
+
+
+def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: int) -> None:
+    """Raise a PlanError that names the nearest valid patch unless `patch` is divisible by `divisor`."""
     if any(n % d for n, d in zip(patch, divisor, strict=True)):
         nearest = [max(d, (2 * n + d) // (2 * d) * d) for n, d in zip(patch, divisor, strict=True)]
         raise PlanError(

@@ -11,9 +11,11 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 
 from medunet.data.atomic import write_json
+from medunet.data.grid import Grid
 from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
 from medunet.inference.restoring import native_grid
+from medunet.inference.saving import source_of
 from medunet.training.budget import Budget
 from medunet.training.checkpoints import Checkpoints, is_main_process
 from medunet.training.log import Log
@@ -43,21 +45,20 @@ class CaseScores:
     def _update(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             prediction, reference = output["pred"][0].cpu().numpy(), output["label"][0].cpu().numpy().astype(np.int64)
-            self.cases.append(self._measure(batch, output["image"], prediction, reference))
+            files = {"image": source_of(output["image"]), "reference": source_of(output["label"])}
+            self.cases.append(self._measure(batch, native_grid(output["image"]), prediction, reference, files))
         engine.state.batch = engine.state.output = None
 
-    def _measure(self, batch: Any, image: Any, prediction: Any, reference: Any) -> dict[str, Any]:
-        case, grid = str(batch.get("case", "case")), native_grid(image)
+    def _measure(
+        self, batch: Any, grid: Grid, prediction: Any, reference: Any, files: Mapping[str, str]
+    ) -> dict[str, Any]:
+        case, paths = str(batch.get("case", "case")), dict(files)
         if not self.full:
             classes = {
                 name: {"dice": metrics.dice(prediction == value, reference == value)}
                 for name, value in self.labels.items()
             }
             return {"id": case, "classes": classes}
-        names = image.meta["filename_or_obj"]
-        paths: dict[str, Any] = {"image": str(names)}
-        if "label_path" in batch:
-            paths["reference"] = str(batch["label_path"])
         if self.folder is not None:
             target = self.folder / f"{case}.nii.gz"
             write_label(target, prediction, grid)

@@ -1,0 +1,172 @@
+"""Scores files: summary, intervals, missing predictions, JSON and CSV; and the report made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medunet.data.grid import Grid
+from medunet.data.phantom import LABELS
+from medunet.data.volume import read_label, write_label
+from medunet.errors import InputError
+from medunet.evaluation import evaluate, read_scores, summarise, write_scores
+from medunet.evaluation.pictures import outline
+from medunet.evaluation.report import write_report
+
+CLASSES = {name: value for name, value in LABELS.items() if value}
+
+
+@pytest.fixture
+def predictions(phantom_dataset: Path, tmp_path: Path) -> Path:
+    """Label maps that are off by a voxel, worse from case to case; the last one misses a class."""
+    for number, path in enumerate(sorted((phantom_dataset / "labelsTr").glob("*.nii.gz"))):
+        label = read_label(path)
+        moved = np.roll(label.array[0], number, axis=1)
+        if number == 5:
+            moved[moved == LABELS["lesion"]] = 0
+        write_label(tmp_path / "pred" / path.name, moved, label.grid)
+    return tmp_path / "pred"
+
+
+def fake(values: list[tuple[float | None, float | None]]) -> list[dict[str, object]]:
+    return [
+        {"id": f"c{n}", "classes": {"a": {"dice": a}, "b": {"dice": b}}} for n, (a, b) in enumerate(values)
+    ]
+
+
+def test_summary_is_the_mean_of_class_means_and_says_what_was_left_out() -> None:
+    scores = summarise(fake([(1.0, 0.5), (0.5, None), (0.0, None)]), {"a": 1, "b": 2}, None)
+    assert scores["classes"]["a"]["dice"]["mean"] == pytest.approx(0.5)
+    assert scores["classes"]["b"]["dice"]["mean"] == pytest.approx(0.5)
+    assert scores["classes"]["b"]["dice"]["left_out"] == 2
+    assert scores["summary"]["dice"]["mean"] == pytest.approx(0.5)
+    nothing = summarise(fake([(None, None)]), {"a": 1, "b": 2}, None)
+    assert nothing["summary"]["dice"]["mean"] is None
+
+
+def test_intervals_cover_the_mean_and_are_the_same_each_time() -> None:
+    rng = np.random.default_rng(0)
+    cases = fake([(float(a), float(a)) for a in rng.normal(0.8, 0.05, 100)])
+    first, second = (summarise(cases, {"a": 1, "b": 2}, None) for _ in range(2))
+    assert first == second
+    low, high = first["summary"]["dice"]["ci95"]
+    assert low < first["summary"]["dice"]["mean"] < high
+    assert 0.01 < high - low < 0.03  # 2 * 1.96 * 0.05 / sqrt(100) = 0.0196
+
+
+def test_evaluate_writes_json_without_nan_and_csv(phantom_dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    scores = evaluate(predictions, phantom_dataset / "labelsTr", CLASSES)
+    path = tmp_path / "scores.json"
+    write_scores(path, scores)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == read_scores(path)
+    rows = path.with_suffix(".csv").read_text().splitlines()
+    assert len(rows) == 1 + 6 * 4
+    assert scores["cases"][0]["classes"]["spine"]["dice"] == 1.0
+    assert scores["cases"][0]["pixel_accuracy"] == 1.0
+    assert scores["cases"][5]["classes"]["lesion"]["dice"] == 0.0
+    assert scores["classes"]["lesion"]["hd95_mm"]["left_out"] >= 1
+
+
+def test_missing_and_misplaced_predictions_are_listed(phantom_dataset: Path, predictions: Path) -> None:
+    files = sorted(predictions.glob("*.nii.gz"))
+    files[0].unlink()
+    label = read_label(files[1])
+    moved = np.array(label.grid.affine)
+    moved[0, 3] += 30
+    write_label(files[1], label.array[0], Grid(label.grid.shape, moved))
+    scores = evaluate(predictions, phantom_dataset / "labelsTr", CLASSES)
+    assert len(scores["cases"]) == 4
+    messages = " ".join(f["message"] for f in scores["failed"])
+    assert "phantom_000: has no prediction" in messages
+    assert "phantom_001: prediction grid" in messages
+
+
+def test_labels_are_found_when_not_named(phantom_dataset: Path, predictions: Path) -> None:
+    scores = evaluate(predictions, phantom_dataset / "labelsTr")
+    assert set(scores["classes"]) == {"label_1", "label_2", "label_3", "label_4"}
+
+
+def test_nothing_to_compare_is_one_sentence(tmp_path: Path, phantom_dataset: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no prediction can be compared with"):
+        evaluate(tmp_path / "empty", phantom_dataset / "labelsTr")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="is not a scores file"):
+        read_scores(tmp_path / "x.json")
+    (tmp_path / "y.json").write_text("{")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_scores(tmp_path / "y.json")
+
+
+@pytest.fixture
+def report(phantom_dataset: Path, predictions: Path, tmp_path: Path) -> Path:
+    scores = evaluate(predictions, phantom_dataset / "labelsTr", CLASSES)
+    for case in scores["cases"]:
+        case["image"] = str(phantom_dataset / "imagesTr" / f"{case['id']}.nii.gz")
+    scores["cases"][2]["prediction"] = scores["cases"][2]["reference"] = "gone.nii.gz"
+    log: list[dict[str, object]] = [{"event": "train", "step": s, "loss": 2 / s} for s in range(1, 50)]
+    log += [{"event": "validate", "step": s, "dice": s / 60, "classes": {"spine": s / 55}} for s in (10, 30, 50)]
+    output = tmp_path / "report.html"
+    plan = {"labels": LABELS, "patch_size": [24, 24, 16], "network": {"channels": [4], "strides": [1]}}
+    write_report(scores, output, title="T & co <b>", plan=plan, reasons={"patch_size": "it fits"}, log=log)
+    return output
+
+
+def test_report_is_self_contained_and_sorted_worst_first(report: Path) -> None:
+    page = report.read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
+    assert "http" not in re.sub(r"http-equiv", "", page)
+    assert "<script" not in page
+    assert "T &amp; co &lt;b&gt;" in page
+    table = page[page.index('id="cases"') :]
+    assert table.index("phantom_005") < table.index("phantom_001") < table.index("phantom_000")
+    assert "no label map is at hand to show" in page
+    assert "lesion missed." in page
+    assert "it fits" in page
+    assert page.count("data:image/png") == 3 * 5
+
+
+def test_report_opens_in_a_browser(report: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed to open the report with")
+    picture = tmp_path / "page.png"
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1200,3600", f"--screenshot={picture}",
+    ]  # fmt: skip
+    subprocess.run([chromium, *options, report.as_uri()], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    spread = pixels.max(axis=2) - pixels.min(axis=2)
+    assert (pixels.sum(axis=2) < 60).mean() > 0.02  # the black of CT air in the pictures
+    assert (spread > 120).sum() > 300  # contours, boxes and curves in colour
+    assert (pixels.min(axis=2) > 250).mean() > 0.4  # on white paper
+
+
+def test_outlines_run_along_voxel_edges() -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[1:3, 2:4] = True
+    assert sorted(re.findall(r"M\d+ \d+[hv]\d+", outline(mask))) == ["M2 1h2", "M2 1v2", "M2 3h2", "M4 1v2"]
+    assert outline(np.zeros((2, 2), bool)) == ""
+
+
+def test_report_of_real_cases(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = real_data("hippocampus")
+    name = sorted(p.name for p in (folder / "labelsTr").glob("*.nii.gz"))[0]
+    label = read_label(folder / "labelsTr" / name)
+    write_label(tmp_path / "p" / name, np.roll(label.array[0], 1, 0), label.grid)
+    (tmp_path / "r").mkdir()
+    shutil.copy(folder / "labelsTr" / name, tmp_path / "r" / name)
+    scores = evaluate(tmp_path / "p", tmp_path / "r", {"Anterior": 1, "Posterior": 2})
+    scores["cases"][0]["image"] = str(folder / "imagesTr" / name)
+    write_report(scores, tmp_path / "r.html", title="hippocampus")
+    assert (tmp_path / "r.html").stat().st_size < 300_000

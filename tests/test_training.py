@@ -1,0 +1,217 @@
+"""Patches, sampling, losses, schedule, budget, checkpoints, and runs that are stopped, resumed or broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medunet import verbs
+from medunet.errors import BundleError, DatasetError, MedunetError
+from medunet.training import CaseSampler, ClassLocations, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
+
+
+@given(
+    st.tuples(*[st.integers(8, 20)] * 3), st.tuples(*[st.integers(2, 8)] * 3), st.floats(0, 1), st.integers(0, 1000)
+)
+def test_patches_lie_inside_and_image_and_label_are_cut_alike(
+    shape: tuple[int, int, int], size: tuple[int, int, int], foreground: float, seed: int
+) -> None:
+    image = torch.arange(math.prod(shape)).reshape(1, *shape)
+    label = image * 2
+    cutter = CutPatch(size, foreground)
+    cutter.set_random_state(seed)
+    locations = {1: np.array([[0, 0, 0], [s - 1 for s in shape]], dtype=np.int32)}
+    patch = cutter({"image": image, "label": label, "locations": locations})
+    assert tuple(patch["image"].shape) == (1, *size)
+    assert torch.equal(patch["label"], patch["image"] * 2)
+
+
+def test_foreground_patches_hold_the_class_they_were_drawn_for() -> None:
+    label = torch.zeros(1, 30, 30, 30, dtype=torch.uint8)
+    label[0, 3, 27, 15] = 2
+    item = ClassLocations()({"image": torch.zeros(1, 30, 30, 30), "label": label})
+    assert list(item["locations"]) == [2]
+    always, never = CutPatch((8, 8, 8), 1.0), CutPatch((8, 8, 8), 0.0)
+    always.set_random_state(0)
+    never.set_random_state(0)
+    assert all((always(item)["label"] == 2).any() for _ in range(20))
+    assert sum(bool((never(item)["label"] == 2).any()) for _ in range(40)) < 20
+
+
+def test_a_2d_patch_is_a_slice() -> None:
+    volume = torch.rand(1, 12, 10, 6)
+    cutter = CutPatch((4, 5), 0.0)
+    cutter.set_random_state(3)
+    patch = cutter({"image": volume, "label": volume, "locations": {}})["image"]
+    assert patch.shape == (1, 4, 5)
+
+
+def test_mirroring_draws_then_applies() -> None:
+    mirror = RandMirrord([0, 2])
+    mirror.set_random_state(1)
+    x = torch.rand(1, 3, 4, 5)
+    for _ in range(10):
+        state = mirror.R.get_state()
+        dims = mirror.draw()
+        mirror.R.set_state(state)
+        assert torch.equal(mirror({"image": x, "label": x})["image"], x.flip(dims))
+        assert set(dims) <= {1, 3}
+
+
+@given(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6))
+def test_every_case_is_drawn_equally_often(cases: int, batch: int, steps: int) -> None:
+    data = [{"weight": 1.0}] * cases
+    draws = list(CaseSampler(data, batch, steps))
+    counts = np.bincount(draws, minlength=cases)
+    assert len(draws) == batch * steps
+    assert counts.max() - counts.min() <= 1
+
+
+def test_weights_and_epochs_change_the_draws() -> None:
+    data = [{"weight": 9.0}, {"weight": 1.0}]
+    sampler = CaseSampler(data, 100, 10, seed=1)
+    first = list(sampler)
+    assert 820 < first.count(0) < 970
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    with pytest.raises(DatasetError, match="the fold has no training case"):
+        iter(CaseSampler([], 1, 1))
+
+
+def test_loss_is_dice_plus_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 1, 4, 4, 4))
+    p, one_hot = logits.softmax(1), torch.nn.functional.one_hot(label[:, 0], 3).permute(0, 4, 1, 2, 3).float()
+    axes = (0, 2, 3, 4)
+    dice = 1 - ((2 * (p * one_hot).sum(axes) + 1e-5) / (p.sum(axes) + one_hot.sum(axes) + 1e-5))[1:].mean()
+    entropy = -(one_hot * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(DiceCE(3)(logits, label), dice + entropy, atol=1e-5)
+
+
+def test_deep_supervision_weighs_each_output() -> None:
+    torch.manual_seed(0)
+    full, half = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 4, 4)
+    label = torch.randint(0, 2, (1, 1, 8, 8))
+    loss = DiceCE(2)
+    small = torch.nn.functional.interpolate(label.float(), scale_factor=0.5, mode="nearest-exact")
+    expected = (loss(full, label) * 2 + loss(half, small)) / 3
+    assert torch.allclose(loss([full, half], label), expected)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 2000), st.integers(0, 300), st.sampled_from(["cosine", "poly", "constant"]))
+def test_the_schedule_rises_then_falls(total: int, warmup: int, decay: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = Schedule(optimizer, warmup, decay)
+    factors = [schedule.factor(step, total) for step in range(total)]
+    peak = min(warmup, total // 10)
+    assert all(0 <= f <= 1 for f in factors)
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[peak] == 1.0
+    if decay != "constant" and total > 50:
+        assert factors[-1] < 0.15
+    engine = SimpleNamespace(state=SimpleNamespace(iteration=1, max_epochs=1, epoch_length=total))
+    schedule(engine)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * factors[0])
+
+
+def test_schedule_and_parts_are_named() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(BundleError, match="give cosine, poly or constant"):
+        Schedule(optimizer, 1, "step")
+    with pytest.raises(BundleError, match="give training, validation or test"):
+        FoldCases(".", ".", 0, "all")
+
+
+def test_a_trained_bundle_leaves_what_the_design_says(trained_bundle: Path) -> None:
+    state = torch.load(trained_bundle / "models" / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    last = torch.load(trained_bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["iteration"] == 6
+    fold = trained_bundle / "eval" / "fold_0"
+    rows = [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
+    assert {row["event"] for row in rows} >= {"start", "train", "validate", "scores"}
+    assert list((fold / "tensorboard").iterdir())
+    assert "<svg" in (fold / "report.html").read_text()
+    scores = json.loads((fold / "scores.json").read_text())
+    assert scores["weights"] == "final"
+    for case in scores["cases"]:
+        assert Path(case["prediction"]).is_file()
+        assert Path(case["reference"]).is_file()
+
+
+def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    torch.save({**state, "max_epochs": 3}, last)
+    verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
+    after = torch.load(last, weights_only=True)
+    assert (after["iteration"], after["epoch"]) == (9, 3)
+    last.unlink()
+    with pytest.raises(BundleError, match="there is nothing to resume"):
+        verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
+
+
+def test_a_fresh_run_after_another_fold_keeps_its_own_best(trained_bundle: Path, tmp_path: Path) -> None:
+    """`--fold all`: each fold's weights replace the last one's, whatever its score."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    before = (bundle / "models" / "model.pt").read_bytes()
+    paths = verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
+    assert len(paths) >= 2
+    assert all(path.is_file() for path in paths)
+    assert (bundle / "models" / "model.pt").read_bytes() != before
+
+
+def test_minutes_hold(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    verbs.train(bundle, 0, {"quiet": True, "minutes": 0.1, "device::name": "cpu"})
+    rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["event"] == "scores"
+    assert next(row for row in rows if row["event"] == "calibrate")["seconds_per_step"] > 0
+    start = next(row for row in rows if row["event"] == "start")
+    assert start["steps"] > 6
+
+
+def test_ctrl_c_leaves_a_usable_model(planned_bundle: Path, phantom_dataset: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medunet", "train", str(bundle), "--epochs", "100000", "--device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = bundle / "eval" / "fold_0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and '"train"' in log.read_text()):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopping after this step" in out
+    results = verbs.predict(bundle, [phantom_dataset / "imagesTr"], tmp_path / "out", {"device::name": "cpu"})
+    assert {r.state for r in results} == {"done"}
+
+
+def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    with pytest.raises(MedunetError, match=r"the loss became nan at step \d+; train again with a lower learning rate"):
+        verbs.train(bundle, 0, {"quiet": True, "optimizer::lr": 1e30, "device::name": "cpu"})
+
+
+def test_a_vanished_dataset_says_how_to_give_its_new_place(planned_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="dataset folder is missing; give its new place with --set dataset_dir=PATH"):
+        verbs.train(planned_bundle, 0, {"quiet": True, "dataset_dir": str(tmp_path / "gone"), "device::name": "cpu"})
