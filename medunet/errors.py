@@ -9,7 +9,7 @@
     ├── NetworkError             a network or an input size that does not fit it
     ├── ResourceError            memory or disk ran out
     ├── MismatchError            an input that the model was not trained for (``--force`` overrides)
-    ├── PartialFailure           exit code 1: some cases failed, the others are done
+    ├── PartialFailureError      exit code 1: some cases failed, the others are done
     └── UnsafeError              exit code 3: refused as unsafe
 
 A message says what, where, got, do - in one sentence.
@@ -56,7 +56,7 @@ class MismatchError(MedunetError):
     """An input that the model was not made for."""
 
 
-class PartialFailure(MedunetError):
+class PartialFailureError(MedunetError):
     """Some cases failed, the others are done."""
 
     exit_code = 1

@@ -150,9 +150,7 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     return target
 
 
-def _examined(
-    dataset: StrPath, on_problem: str, progress: Progress | None
-) -> tuple[Index, tuple[Measurement, ...]]:
+def _examined(dataset: StrPath, on_problem: str, progress: Progress | None) -> tuple[Index, tuple[Measurement, ...]]:
     from medunet.data.examine import examine
     from medunet.data.index import read_index
 

@@ -14,7 +14,19 @@ import medunet
 from medunet import verbs
 
 PACKAGE = Path(medunet.__file__).parent
-ORDER = ["cli", "verbs", "bundle", "training", "inference", "evaluation", "networks", "planning", "data", "types", "errors"]
+ORDER = [
+    "cli",
+    "verbs",
+    "bundle",
+    "training",
+    "inference",
+    "evaluation",
+    "networks",
+    "planning",
+    "data",
+    "types",
+    "errors",
+]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TEMPLATES = sorted((PACKAGE / "bundle" / "templates").glob("*.yaml"))
 
@@ -52,7 +64,9 @@ def test_modules_are_small_documented_and_do_not_assert(path: Path) -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            nested = any(node in ast.walk(f) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node)
+            nested = any(
+                node in ast.walk(f) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node
+            )
             if not nested and node.name != "forward":
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
@@ -62,8 +76,16 @@ def test_modules_are_small_documented_and_do_not_assert(path: Path) -> None:
 
 def test_arithmetic_rooms_do_not_load_torch() -> None:
     for path in MODULES:
-        if room(path) in ("planning", "evaluation", "errors", "types") or path.name in ("index.py", "layouts.py", "examine.py"):
-            heavy = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {"torch", "monai", "ignite"}
+        if room(path) in ("planning", "evaluation", "errors", "types") or path.name in (
+            "index.py",
+            "layouts.py",
+            "examine.py",
+        ):
+            heavy = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {
+                "torch",
+                "monai",
+                "ignite",
+            }
             assert not heavy, f"{path} imports {heavy}"
 
 
@@ -100,7 +122,9 @@ def test_templates_have_no_expression() -> None:
 
 def test_no_module_has_the_name_of_a_verb() -> None:
     names = {p.name.removesuffix(".py") for p in PACKAGE.iterdir()}
-    public = {n for n, v in vars(verbs).items() if callable(v) and not n.startswith("_") and v.__module__ == verbs.__name__}
+    public = {
+        n for n, v in vars(verbs).items() if callable(v) and not n.startswith("_") and v.__module__ == verbs.__name__
+    }
     assert public >= {"index", "fingerprint", "plan", "train", "predict", "evaluate", "report"}
     assert not names & public
 

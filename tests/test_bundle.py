@@ -25,7 +25,9 @@ ENVIRONMENT = {**os.environ, "MONAI_EVAL_EXPR": "0", "OMP_NUM_THREADS": "1"}
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -138,7 +140,9 @@ def test_monai_run_and_medunet_predict_give_the_same_voxels(
         assert ours.grid == theirs.grid == read_label(images / name).grid
 
 
-@pytest.mark.parametrize("overlay", sorted(p.name for p in (Path(__file__).parents[1] / "configs" / "run").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "overlay", sorted(p.name for p in (Path(__file__).parents[1] / "configs" / "run").glob("*.yaml"))
+)
 def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     from monai.bundle import ConfigParser
 

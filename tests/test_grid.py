@@ -78,9 +78,14 @@ def test_require_names_both_grids() -> None:
 
 def test_atomic_path_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     target = tmp_path / "a" / "x.nii.gz"
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as path:
-        path.write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with atomic_path(target) as path:
+            path.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(target.parent.iterdir()) == []
 
 

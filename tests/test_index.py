@@ -110,7 +110,9 @@ def datalist_csv(root: Path) -> None:
     for n in range(3):
         write_pair(root / "x" / f"i{n}.nii.gz", root / "y" / f"l{n}.nii.gz", n)
         split = "test" if n == 2 else ""
-        rows.append({"image": f"x/i{n}.nii.gz", "label": f"y/l{n}.nii.gz", "patient": "same", "weight": n + 1, "split": split})
+        rows.append(
+            {"image": f"x/i{n}.nii.gz", "label": f"y/l{n}.nii.gz", "patient": "same", "weight": n + 1, "split": split}
+        )
     with (root / "datalist.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -240,7 +242,11 @@ def test_fingerprinting_does_not_grow_with_the_number_of_cases(tmp_path: Path) -
     facts = {"name": "m", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a"}}
     (tmp_path / "dataset.json").write_text(json.dumps({**facts, "training": entries}))
     peaks = [
-        int(subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path), str(n)], capture_output=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", MEMORY, str(tmp_path), str(n)], capture_output=True, check=True
+            ).stdout
+        )
         for n in (40, 400)
     ]
     assert peaks[1] - peaks[0] < 20_000_000

@@ -134,7 +134,7 @@ def test_one_output_is_a_foreground_with_threshold_one_half() -> None:
 
 def test_preprocess_and_restore_come_back_to_the_file(tmp_path: Path) -> None:
     """An anisotropic oblique scan, another orientation and spacing: the label map lies on the file's own grid."""
-    image, label = make_phantom(4, (20, 18, 12), (2.0, 2.0, 4.0))
+    image, _ = make_phantom(4, (20, 18, 12), (2.0, 2.0, 4.0))
     write_image(tmp_path / "i.nii.gz", image.array[0], image.grid)
     preprocess = Preprocess("ASR", (2.0, 3.0, 2.5), [{"scheme": "none"}])
     item = preprocess({"image": str(tmp_path / "i.nii.gz")})
@@ -188,7 +188,11 @@ def test_names_cannot_collide(tmp_path: Path) -> None:
     assert sorted(outputs) == ["a/image_nii.nii.gz", "a/image_nii_gz.nii.gz", "b/image.nii.gz"]
 
 
-@given(st.lists(st.text("ab/", min_size=1, max_size=6).map(lambda t: t.strip("/") or "x"), min_size=1, max_size=8, unique=True))
+@given(
+    st.lists(
+        st.text("ab/", min_size=1, max_size=6).map(lambda t: t.strip("/") or "x"), min_size=1, max_size=8, unique=True
+    )
+)
 def test_outputs_are_unique(stems: list[str]) -> None:
     suffixes = [".nii.gz", ".mha", ".nii"]
     groups = [(f"/data/{stem}{suffixes[n % 3]}",) for n, stem in enumerate(stems)]
@@ -274,10 +278,7 @@ def test_devices() -> None:
 
 
 def test_root_cause_prefers_our_own_error() -> None:
-    try:
-        try:
-            raise InputError("ours")
-        except InputError as error:
-            raise RuntimeError("wrapped") from error
-    except RuntimeError as error:
-        assert str(root_cause(error)) == "ours"
+    outer, middle = RuntimeError("wrapped"), InputError("ours")
+    outer.__cause__, middle.__cause__ = middle, KeyError("deep")
+    assert root_cause(outer) is middle
+    assert str(root_cause(RuntimeError("alone"))) == "alone"

@@ -38,7 +38,10 @@ def test_demo_and_command_line(tmp_path: Path) -> None:
     import sys
 
     done = subprocess.run(
-        [sys.executable, "-m", "medunet", "demo", "-o", str(tmp_path / "demo")], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "medunet", "demo", "-o", str(tmp_path / "demo")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "5. evaluate and report" in done.stdout
     scores = json.loads((tmp_path / "demo" / "scores.json").read_text())

@@ -80,7 +80,9 @@ def test_real_masks_against_simpleitk(real_data: Callable[[str], Path]) -> None:
         spacing = (1.0, 0.7, 1.9)
         scores = metrics.measure(prediction, array, {"background": 0, "a": 1, "p": 2}, spacing)
         for name, value in (("a", 1), ("p", 2)):
-            images = [sitk.GetImageFromArray((m == value).astype(np.uint8).transpose(2, 1, 0)) for m in (prediction, array)]
+            images = [
+                sitk.GetImageFromArray((m == value).astype(np.uint8).transpose(2, 1, 0)) for m in (prediction, array)
+            ]
             for image in images:
                 image.SetSpacing(spacing)
             overlap = sitk.LabelOverlapMeasuresImageFilter()

@@ -94,7 +94,9 @@ def test_definitions_that_do_not_fit(arguments: dict[str, object], words: str) -
 
 def test_sizes_that_do_not_fit_name_the_nearest() -> None:
     network = UNet.of_depth(5, 2)
-    with pytest.raises(NetworkError, match=r"\[96, 96, 61\] is not divisible by .* nearest that fits is \[96, 96, 64\]"):
+    with pytest.raises(
+        NetworkError, match=r"\[96, 96, 61\] is not divisible by .* nearest that fits is \[96, 96, 64\]"
+    ):
         network(torch.zeros(1, 1, 96, 96, 61))
     with pytest.raises(NetworkError, match="2 spatial axes; this is a 3D"):
         network(torch.zeros(1, 1, 96, 96))
@@ -102,7 +104,10 @@ def test_sizes_that_do_not_fit_name_the_nearest() -> None:
         UNet.of_depth(0)
 
 
-@given(st.lists(st.integers(1, 300), min_size=3, max_size=3), st.lists(st.sampled_from([1, 2, 4, 16]), min_size=3, max_size=3))
+@given(
+    st.lists(st.integers(1, 300), min_size=3, max_size=3),
+    st.lists(st.sampled_from([1, 2, 4, 16]), min_size=3, max_size=3),
+)
 def test_nearest_valid_size_is_valid_and_nearest(size: list[int], divisor: list[int]) -> None:
     for n, d, got in zip(size, divisor, nearest_valid_size(size, divisor), strict=True):
         assert got % d == 0

@@ -37,9 +37,7 @@ def predictions(phantom_dataset: Path, tmp_path: Path) -> Path:
 
 
 def fake(values: list[tuple[float | None, float | None]]) -> list[dict[str, object]]:
-    return [
-        {"id": f"c{n}", "classes": {"a": {"dice": a}, "b": {"dice": b}}} for n, (a, b) in enumerate(values)
-    ]
+    return [{"id": f"c{n}", "classes": {"a": {"dice": a}, "b": {"dice": b}}} for n, (a, b) in enumerate(values)]
 
 
 def test_summary_is_the_mean_of_class_means_and_says_what_was_left_out() -> None:

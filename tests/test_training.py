@@ -23,9 +23,7 @@ from medunet.errors import BundleError, DatasetError, MedunetError
 from medunet.training import CaseSampler, ClassLocations, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
 
 
-@given(
-    st.tuples(*[st.integers(8, 20)] * 3), st.tuples(*[st.integers(2, 8)] * 3), st.floats(0, 1), st.integers(0, 1000)
-)
+@given(st.tuples(*[st.integers(8, 20)] * 3), st.tuples(*[st.integers(2, 8)] * 3), st.floats(0, 1), st.integers(0, 1000))
 def test_patches_lie_inside_and_image_and_label_are_cut_alike(
     shape: tuple[int, int, int], size: tuple[int, int, int], foreground: float, seed: int
 ) -> None:

@@ -57,11 +57,15 @@ def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
     for key, value in overrides.items():
         first = key.replace("#", "::").split("::")[0]
         if first not in parser:
-            raise BundleError(f"{path}: has no key '{first}' (from --set {key}=...); take a key that stands in the file")
+            raise BundleError(
+                f"{path}: has no key '{first}' (from --set {key}=...); take a key that stands in the file"
+            )
         try:
             parser[key] = value
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise BundleError(f"{path}: key '{key}' cannot be set ({error}); take a key that stands in the file") from error
+            raise BundleError(
+                f"{path}: key '{key}' cannot be set ({error}); take a key that stands in the file"
+            ) from error
 
 
 @contextmanager

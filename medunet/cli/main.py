@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from medunet.cli import options
 from medunet.cli.printing import Printer
-from medunet.errors import MedunetError, PartialFailure
+from medunet.errors import MedunetError, PartialFailureError
 
 app = typer.Typer(
     name="medunet",
@@ -24,10 +24,10 @@ state = Printer()
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="dataset folder, datalist file or index JSON")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle folder")]
-Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-Minutes = Annotated[Optional[float], typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
-Epochs = Annotated[Optional[int], typer.Option("--epochs", min=1, help="train for N epochs")]
+Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="train for N epochs")]
 
 
 @app.callback()
@@ -42,7 +42,7 @@ def common(
 @app.command()
 def index(
     dataset: DatasetArgument,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="write the index here")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the index here")] = None,
     on_problem: Annotated[str, typer.Option("--on-problem", help="stop, or skip cases with problems")] = "stop",
 ) -> None:
     """Recognise a dataset, check every case, and list what was found."""
@@ -60,12 +60,12 @@ def index(
 def plan(
     dataset: DatasetArgument,
     bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="write the bundle here")],
-    dims: Annotated[Optional[int], typer.Option("--dims", help="2 or 3; chosen from the data when not given")] = None,
+    dims: Annotated[int | None, typer.Option("--dims", help="2 or 3; chosen from the data when not given")] = None,
     device: Device = "auto",
     memory: Annotated[str, typer.Option("--memory", help="what a training step may take")] = "8GB",
     minutes: Minutes = None,
     epochs: Epochs = None,
-    config: Annotated[Optional[list[str]], typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
+    config: Annotated[list[str] | None, typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
     settings: Set = None,
     explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
 ) -> None:
@@ -105,8 +105,10 @@ def predict(
     output_format: Annotated[str, typer.Option("--format", help="nifti")] = "nifti",
     backend: Annotated[str, typer.Option("--backend", help="auto or torch")] = "auto",
     device: Device = "auto",
-    overlap: Annotated[Optional[float], typer.Option("--overlap", min=0.0, max=0.95, help="of windows")] = None,
-    mirror: Annotated[bool, typer.Option("--mirror", help="average over mirrored inputs: slower, often better")] = False,
+    overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.95, help="of windows")] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="average over mirrored inputs: slower, often better")
+    ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also keep class probabilities")] = False,
     force: Annotated[bool, typer.Option("--force", help="predict inputs that the model was not made for")] = False,
 ) -> None:
@@ -122,7 +124,7 @@ def predict(
     failed = [result for result in results if result.state in ("failed", "refused")]
     state.done(results, output)
     if failed:
-        raise PartialFailure(f"{len(failed)} of {len(results)} cases failed; see {output / 'status.json'}")
+        raise PartialFailureError(f"{len(failed)} of {len(results)} cases failed; see {output / 'status.json'}")
 
 
 @app.command()
@@ -130,7 +132,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="folder of label maps")],
     references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of reference label maps")],
     output: Annotated[Path, typer.Option("-o", metavar="scores.json", help="write scores here, and a CSV beside it")],
-    labels: Annotated[Optional[str], typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
 ) -> None:
     """Score label maps against references."""
     from medunet import verbs
@@ -142,7 +144,7 @@ def evaluate(
 @app.command()
 def report(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|SCORES", help="trained bundle or scores.json")],
-    output: Annotated[Optional[Path], typer.Option("-o", metavar="report.html", help="write the report here")] = None,
+    output: Annotated[Path | None, typer.Option("-o", metavar="report.html", help="write the report here")] = None,
 ) -> None:
     """Write one HTML file with scores and pictures."""
     from medunet import verbs
@@ -182,7 +184,7 @@ def _fail(error: object, code: int) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """Usage errors of the command line keep their own words and code; anything else is a defect that we name as such."""
+    """Usage errors keep their own words and code; anything else is a defect and is named as one."""
     show: Any = getattr(error, "show", None)
     if show is not None:
         show()

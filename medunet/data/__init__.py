@@ -1,0 +1,1 @@
+"""Grids, readers, dataset index, shared preprocessing, phantoms."""

@@ -120,7 +120,8 @@ def _problem(index: Index, image: Volume, label: Volume) -> tuple[str, str] | No
         return "not finite", f"image has {count} NaN or infinite voxels; replace them or remove the case"
     if image.grid.shape != label.grid.shape:
         return "grid", (
-            f"label grid {label.grid.shape} differs from image {image.grid.shape}; resample the label or remove the case"
+            f"label grid {label.grid.shape} differs from image {image.grid.shape}; "
+            f"resample the label or remove the case"
         )
     if not _grids_agree(image.grid, label.grid):
         return "grid", (

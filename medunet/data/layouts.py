@@ -22,7 +22,10 @@ _LABEL_WORDS = re.compile(r"(mask|label|labels|seg|segmentation|gt|roi)", re.IGN
 _LABEL_SUFFIX = re.compile(r"[_-](mask|label|labels|seg|segmentation|gt|roi)$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-_IMAGES, _LABELS = ("images", "image", "img", "imagesTr"), ("labels", "label", "masks", "mask", "segmentations", "labelsTr")
+_IMAGES, _LABELS = (
+    ("images", "image", "img", "imagesTr"),
+    ("labels", "label", "masks", "mask", "segmentations", "labelsTr"),
+)
 
 
 def recognise(dataset: Path) -> Index:
@@ -175,7 +178,7 @@ def _case_folders(root: Path) -> Index | None:
 
 
 def _datalist(path: Path) -> Index:
-    """A CSV or JSON list with columns image (or image_0, image_1, ...), label and optional id, patient, split, weight."""
+    """A CSV or JSON list: image (or image_0, image_1, ...), label, and optionally id, patient, split, weight."""
     rows, facts = _datalist_rows(path)
     cases = [_datalist_case(row, number, path) for number, row in enumerate(rows)]
     test = tuple(case for case in cases if case.split == "test")

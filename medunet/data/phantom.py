@@ -44,7 +44,9 @@ def make_phantom(
     rng = np.random.default_rng(seed)
     organs = _anatomy(rng)
     fine = tuple(n * _FINE for n in shape)
-    points = [((np.arange(n) + 0.5) / n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(fine)]
+    points = [
+        ((np.arange(n) + 0.5) / n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(fine)
+    ]
     hounsfield = np.full(fine, _AIR, dtype=np.float32)
     classes = np.zeros(fine, dtype=np.uint8)
     for name, bodies in organs.items():
@@ -122,7 +124,8 @@ def _average(fine: FloatArray, shape: Shape) -> FloatArray:
 def _majority(fine: AnyArray, shape: Shape) -> AnyArray:
     """The class that fills most of each voxel."""
     votes = [_average((fine == value).astype(np.float32), shape) for value in LABELS.values()]
-    return np.argmax(np.stack(votes), axis=0).astype(np.uint8)
+    winner: AnyArray = np.argmax(np.stack(votes), axis=0).astype(np.uint8)
+    return winner
 
 
 def _affine(rng: np.random.Generator, shape: Shape, spacing: Spacing, oblique: bool) -> Affine:
@@ -138,4 +141,5 @@ def _affine(rng: np.random.Generator, shape: Shape, spacing: Spacing, oblique: b
     affine = np.eye(4)
     affine[:3, :3] = rotation * np.array(spacing)
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2 + rng.uniform(-20, 20, 3)
-    return affine.astype(np.float32).astype(np.float64)  # what a NIfTI header holds
+    stored: Affine = affine.astype(np.float32).astype(np.float64)  # what a NIfTI header holds
+    return stored

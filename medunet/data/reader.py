@@ -61,5 +61,6 @@ def require_finite(volume: Volume, paths: Sequence[str]) -> None:
     bad = int(volume.array.size - np.count_nonzero(np.isfinite(volume.array)))
     if bad:
         raise InputError(
-            f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; replace them or remove the case"
+            f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; "
+            f"replace them or remove the case"
         )

@@ -74,7 +74,9 @@ class Preprocess(MapTransform):
         got, want = int(image.shape[0]), len(self.normalization)
         if got != want:
             name = image.meta.get("filename_or_obj", "image")
-            raise InputError(f"{name}: has {got} channel{'s' * (got != 1)}, the model takes {want}; give one per channel")
+            raise InputError(
+                f"{name}: has {got} channel{'s' * (got != 1)}, the model takes {want}; give one per channel"
+            )
 
 
 class LoadLabel(MapTransform):

@@ -135,7 +135,9 @@ def write_label(path: StrPath, array: IntArray, grid: Grid) -> None:
     if array.shape != grid.shape:
         raise GeometryError(f"{path}: label shape {array.shape} differs from its grid {grid.describe()}")
     low, high = int(array.min()), int(array.max())
-    dtype = next(t for t in (np.uint8, np.int16, np.uint16, np.int32) if np.iinfo(t).min <= low <= high <= np.iinfo(t).max)
+    dtype = next(
+        t for t in (np.uint8, np.int16, np.uint16, np.int32) if np.iinfo(t).min <= low <= high <= np.iinfo(t).max
+    )
     _write_nifti(path, array.astype(dtype), grid)
 
 
@@ -192,7 +194,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _open_nibabel(path: Path) -> Any:
     import nibabel as nib
 
-    return nib.load(path)  # type: ignore[attr-defined]
+    return nib.load(path)
 
 
 def _nibabel_header(image: Any) -> Header:

@@ -59,7 +59,9 @@ def curves(
     for number, (name, line) in enumerate(lines.items()):
         colour = COLOURS[(number + 6) % len(COLOURS)] if len(lines) == 1 or name == "mean" else COLOURS[number - 1]
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
-        parts.append(f'<polyline points="{path}" stroke="{colour}" class="curve"><title>{escape(name)}</title></polyline>')
+        parts.append(
+            f'<polyline points="{path}" stroke="{colour}" class="curve"><title>{escape(name)}</title></polyline>'
+        )
         if len(lines) > 1 and line:
             parts.append(_text(width - _RIGHT - 4, _TOP + 130 + 15 * number, name, "end", colour))
             parts += [_dot(x(a), y(b), colour, f"{name}, step {a:g}: {b:.3f}") for a, b in line]

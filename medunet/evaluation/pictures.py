@@ -1,4 +1,4 @@
-"""Three planes of a case as small SVGs: the grey image embedded as PNG, the outlines of reference and prediction on top."""
+"""Three planes of a case as small SVGs: the grey image as PNG, outlines of reference and prediction on top."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _to_ras(array: AnyArray, grid: Grid) -> AnyArray:
     codes = grid.axcodes
     axes = [next(v for v in range(3) if codes[v] in pair) for pair in ("RL", "AP", "SI")]
     flips = [world for world, voxel in enumerate(axes) if codes[voxel] in "LPI"]
-    return np.flip(array.transpose(axes), flips) if flips else array.transpose(axes)
+    return np.flip(array.transpose(axes), tuple(flips)) if flips else array.transpose(axes)
 
 
 def _ras_spacing(grid: Grid) -> list[float]:
@@ -96,7 +96,7 @@ def _centre(*maps: IntArray | None) -> list[int]:
     for labels in maps:
         if labels is not None and (labels != 0).any():
             inside = np.argwhere(labels != 0)
-            return [int(round(float(c))) for c in inside.mean(axis=0)]
+            return [round(float(c)) for c in inside.mean(axis=0)]
     shape = next(m.shape for m in maps if m is not None)
     return [n // 2 for n in shape]
 

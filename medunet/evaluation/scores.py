@@ -41,7 +41,9 @@ def case_scores(
     }
 
 
-def summarise(cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def summarise(
+    cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The content of ``scores.json``.
 
     A class's mean is over the cases where the metric is defined; ``left_out`` counts the others. The summary's mean is
@@ -117,7 +119,9 @@ def evaluate(
             failed.append({"id": case, "message": str(error)})
     if not cases:
         first = failed[0]["message"] if failed else "no files"
-        raise InputError(f"{predictions}: no prediction can be compared with {references} ({first}); give equal file names")
+        raise InputError(
+            f"{predictions}: no prediction can be compared with {references} ({first}); give equal file names"
+        )
     extra = {"labels": dict(labels), "nsd_tolerance_mm": nsd_tolerance, "failed": failed}
     return summarise(cases, labels, extra)
 

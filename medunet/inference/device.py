@@ -8,7 +8,7 @@ from medunet.errors import ResourceError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU; any other name is taken as it is.
+    """``auto`` takes CUDA where there is one, else the CPU; any other name is taken as it is.
 
     Raises:
         ResourceError: the device is not on this machine.
@@ -17,10 +17,10 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = name.split(":")[0]
     present = {
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
     }
-    if kind not in present or not present[kind]():
+    if not present.get(kind):
         raise ResourceError(f"device '{name}' is not available on this machine; give auto, cpu, cuda or mps")
     return torch.device(name)

@@ -52,12 +52,16 @@ def name_outputs(groups: Sequence[tuple[str, ...]]) -> list[InputCase]:
     """Keep each input's path below the deepest folder that all share; equal names get their suffix or a number."""
     absolute = [Path(os.path.abspath(group[0])) for group in groups]
     common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    stems = [_output_stem(path.relative_to(common), len(group) > 1) for path, group in zip(absolute, groups, strict=True)]
+    stems = [
+        _output_stem(path.relative_to(common), len(group) > 1) for path, group in zip(absolute, groups, strict=True)
+    ]
     twins = Counter(stem.lower() for stem in stems)
     taken: set[str] = set()
     cases = []
     for stem, path, group in zip(stems, absolute, groups, strict=True):
-        name = stem if twins[stem.lower()] == 1 else f"{stem}_{''.join(path.suffixes[-2:]).strip('.').replace('.', '_')}"
+        name = (
+            stem if twins[stem.lower()] == 1 else f"{stem}_{''.join(path.suffixes[-2:]).strip('.').replace('.', '_')}"
+        )
         unique, number = name, 2
         while unique.lower() in taken:
             unique, number = f"{name}_{number}", number + 1
@@ -94,8 +98,10 @@ def _from_folder(folder: Path, channels: int) -> list[tuple[str, ...]]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_volume(p))
     if not files:
         dicom = any(p.suffix.lower() in (".dcm", ".ima") for p in folder.rglob("*") if p.is_file())
-        kind = "holds DICOM files, which this version does not read; convert them to NIfTI first" if dicom else (
-            f"has no volume; give a folder with {', '.join(VOLUME_SUFFIXES)} files"
+        kind = (
+            "holds DICOM files, which this version does not read; convert them to NIfTI first"
+            if dicom
+            else (f"has no volume; give a folder with {', '.join(VOLUME_SUFFIXES)} files")
         )
         raise InputError(f"{folder}: {kind}")
     if channels == 1:

@@ -70,7 +70,11 @@ def segment_cases(
     results: list[CaseResult] = []
     for case in cases:
         old = before.get(case.output)
-        if old and (output_dir / case.output).is_file() and not _lacks_probabilities(output_dir, case, keep_probabilities):
+        if (
+            old
+            and (output_dir / case.output).is_file()
+            and not _lacks_probabilities(output_dir, case, keep_probabilities)
+        ):
             results.append(CaseResult(case.name, "already done", output=case.output, warnings=old.get("warnings", [])))
         else:
             results.append(_attempt(segmenter, case, output_dir, force, keep_probabilities))

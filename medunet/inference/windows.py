@@ -73,7 +73,7 @@ class WindowInferer(Inferer):
             result: Tensor = windows(volume, network)
             return result
         slices = volume[0].permute(3, 0, 1, 2)
-        logits = torch.cat([windows(chunk, network) for chunk in slices.split(self.batch_size)])
+        logits = torch.cat([windows(chunk, network) for chunk in torch.split(slices, self.batch_size)])
         return logits.permute(1, 2, 3, 0)[None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ _TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTran
 _INSTANCE: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
     "gelu": nn.GELU,
@@ -52,8 +52,7 @@ def activation(name: str) -> nn.Module:
     """The activation called `name` (one of ACTIVATIONS)."""
     if name not in _ACTIVATIONS:
         raise NetworkError(f"activation '{name}' is not known; take one of {', '.join(ACTIVATIONS)}")
-    module: nn.Module = _ACTIVATIONS[name]()
-    return module
+    return _ACTIVATIONS[name]()
 
 
 class ConvBlock(nn.Sequential):

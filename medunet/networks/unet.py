@@ -2,7 +2,8 @@
 
 Architecture after Ronneberger et al. 2015 (doi:10.1007/978-3-319-24574-4_28) and Çiçek et al. 2016
 (doi:10.1007/978-3-319-46723-8_49), with the changes that nnU-Net's plain network made standard: padded and strided
-convolutions, instance normalisation, leaky ReLU, deep supervision (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+convolutions, instance normalisation, leaky ReLU, deep supervision
+(Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class UNet(nn.Module):
         self.strides, kernels = _levels(spatial_dims, channels, strides, kernel_sizes)
         _check_options(len(channels), deep_supervision, dropout, dropout_in)
         options: dict[str, Any] = {"convs": convs_per_level, "norm": norm, "act": activation}
-        inside = {"dropout": dropout if dropout_in == "all" else 0.0}
+        inside = dropout if dropout_in == "all" else 0.0
         widths = [in_channels, *channels]
         self.encoder = nn.ModuleList(
             ConvBlock(spatial_dims, widths[i], widths[i + 1], kernels[i], self.strides[i], dropout=dropout, **options)
@@ -83,7 +84,8 @@ class UNet(nn.Module):
                 UpSample(spatial_dims, channels[level + 1], width, self.strides[level + 1], upsample),
             )
             ones = (1,) * spatial_dims
-            self.decoder.append(ConvBlock(spatial_dims, 2 * width, width, kernels[level], ones, **inside, **options))
+            block = ConvBlock(spatial_dims, 2 * width, width, kernels[level], ones, dropout=inside, **options)
+            self.decoder.append(block)
         self.heads = nn.ModuleList(
             convolution(spatial_dims, channels[level], out_channels, (1,) * spatial_dims)
             for level in range(deep_supervision + 1)
@@ -137,13 +139,13 @@ class UNet(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(block, x, use_reentrant=False)  # type: ignore[assignment]
+            recomputed: Tensor = checkpoint(block, x, use_reentrant=False)
             return recomputed
         result: Tensor = block(x)
         return result
 
     def _require_fit(self, size: Size) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
         if len(size) != self.spatial_dims:
             raise NetworkError(f"input has {len(size)} spatial axes; this is a {self.spatial_dims}D U-Net")

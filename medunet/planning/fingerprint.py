@@ -114,5 +114,12 @@ def _channel(name: str, number: int, measurements: Sequence[Measurement]) -> Cha
     if pooled.size == 0:
         pooled = np.array([c.p50 for c in channels], dtype=np.float64)
     low, high = np.percentile(pooled, [0.5, 99.5])
-    values = (pooled.mean(), pooled.std(), low, high, min(c.minimum for c in channels), max(c.maximum for c in channels))
+    values = (
+        pooled.mean(),
+        pooled.std(),
+        low,
+        high,
+        min(c.minimum for c in channels),
+        max(c.maximum for c in channels),
+    )
     return ChannelIntensity(name, *(float(f"{v:.6g}") for v in values))

@@ -75,7 +75,8 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
-        return _plain(asdict(self))
+        content: dict[str, Any] = _plain(asdict(self))
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
@@ -85,7 +86,7 @@ class Plan:
             PlanError: a field is missing or unknown.
         """
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(**values)
         except TypeError as error:
             raise PlanError(f"the plan cannot be read: {error}; write it again with medunet plan") from error
@@ -144,8 +145,9 @@ class _Draft:
             if "patch_size" in self.chosen or smaller is None:
                 need = memory.training_bytes(network, patch, wanted, self.budget.device)
                 raise PlanError(
-                    f"a step with patch {list(patch)} and batch {wanted} takes about {need / 1e9:.1f} GB, the budget is "
-                    f"{self.budget.memory / 1e9:.1f} GB; give more memory, a smaller patch_size or fewer base_channels"
+                    f"a step with patch {list(patch)} and batch {wanted} takes about {need / 1e9:.1f} GB, "
+                    f"the budget is {self.budget.memory / 1e9:.1f} GB; "
+                    f"give more memory, a smaller patch_size or fewer base_channels"
                 )
             patch, reason = smaller, f"the largest in the data's proportions that fits {self._gigabytes()}"
         self.reasons.setdefault("patch_size", reason)

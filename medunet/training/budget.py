@@ -1,4 +1,4 @@
-"""Fit a run into minutes: preprocess, time a few steps and cases, and set how many steps and validations there will be."""
+"""Fit a run into minutes: preprocess, time a few steps and cases, then set the number of steps and validations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -128,7 +129,7 @@ def _cases(validator: Any) -> list[Callable[[], object]]:
         _synchronize(validator.state.device)
 
     validator.network.eval()
-    return [lambda batch=batch: run(batch) for batch in islice(validator.data_loader, 2)]
+    return [partial(run, batch) for batch in islice(validator.data_loader, 2)]
 
 
 def _median_seconds(actions: list[Callable[[], object]], warmup: int) -> float:

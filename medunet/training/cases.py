@@ -69,8 +69,8 @@ def _item(index: Index, case: Case) -> dict[str, Any]:
     return item if label is None else {**item, "label": str(label)}
 
 
-class CachedCases(Dataset):  # type: ignore[type-arg]
-    """Preprocessed cases kept in memory up to `memory` bytes; the `transform` draws a random patch of one at each access.
+class CachedCases(Dataset):
+    """Preprocessed cases kept in memory up to `memory` bytes; each access draws a random patch of one.
 
     Cases beyond the limit are preprocessed again at each access.
 

@@ -131,7 +131,9 @@ class Log:
             self._bar.update(self._task, total=total_steps(engine), completed=engine.state.iteration)
         elif now - self._shown > _EVERY_SECONDS:
             self._shown = now
-            self.say(f"step {engine.state.iteration} of {total_steps(engine)}, loss {loss:.3f}, {self._left(engine)} left")
+            self.say(
+                f"step {engine.state.iteration} of {total_steps(engine)}, loss {loss:.3f}, {self._left(engine)} left"
+            )
 
     def _left(self, engine: Engine) -> str:
         started, first = engine.state.step_clock
@@ -147,14 +149,14 @@ class Log:
             self._board.add_scalar("training/loss", mean, engine.state.iteration)
             self._board.add_scalar("training/learning_rate", rate, engine.state.iteration)
 
-    def _stop_bar(self, engine: Engine) -> None:
+    def _stop_bar(self, *_: Engine) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def close(self) -> None:
         """Stop the bar and close the TensorBoard file, also after an error."""
-        self._stop_bar(None)  # type: ignore[arg-type]
+        self._stop_bar()
         if self._board is not None:
             self._board.close()
             self._board = None

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run after the step in hand and leaves a usable model; errors get a sentence and keep the last good state."""
+"""Ctrl-C ends a run after the step in hand and leaves a usable model; errors get a sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Stopping:
 
     def __init__(self, validation: Validation, log: Log) -> None:
         self.validation, self.log = validation, log
-        self._asked, self._previous = False, None
+        self._asked = False
+        self._previous: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -29,7 +30,7 @@ class Stopping:
 
     def _install(self, engine: Engine) -> None:
         try:
-            self._previous: Any = signal.signal(signal.SIGINT, self._ask)
+            self._previous = signal.signal(signal.SIGINT, self._ask)
         except ValueError:  # not in the main thread: the caller deals with signals
             self._previous = None
 
