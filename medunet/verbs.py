@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medunet.data.atomic import write_json
 from medunet.errors import BundleError, InputError
 from medunet.types import StrPath
 
@@ -55,8 +54,7 @@ def plan(
     indexed, measurements = _examined(dataset, on_problem, progress)
     data = planning.fingerprint(indexed, measurements)
     result = planning.plan(data, budget or planning.Budget(), settings)
-    write_bundle(result, indexed, Path(bundle))
-    write_json(Path(bundle) / "eval" / "fingerprint.json", data.as_json())
+    write_bundle(result, indexed, data, Path(bundle))
     return result
 
 

@@ -235,6 +235,31 @@ def test_a_full_disk_during_prediction(trained_bundle: Path, phantom_dataset: Pa
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "status.json"]
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_full_disk_while_planning_or_training(
+    verb: str, planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "b"
+    words = ["plan", phantom_dataset, "--bundle", bundle, "--device", "cpu"]
+    if verb == "train":
+        shutil.copytree(planned_bundle, bundle)
+        words = ["train", bundle, "--device", "cpu"]
+    code = (
+        "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from medunet.cli.main import main\n"
+        "sys.argv = ['medunet', *sys.argv[1:]]; main()"
+    )
+    limit = 3000 if verb == "plan" else 20_000
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not bundle.exists() if verb == "plan" else not list(bundle.rglob("*.pt"))
+
+
 def test_predict_does_what_it_can_and_then_only_what_is_missing(
     run: Run, trained_bundle: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +280,11 @@ def test_predict_does_what_it_can_and_then_only_what_is_missing(
     code, text, _ = run("predict", trained_bundle, images, "-o", out, "--device", "cpu")
     assert code == 0
     assert text.count("already done") == 6
+    code, text, _ = run(
+        "predict", trained_bundle, images, "-o", out, "--device", "cpu", "--mirror", "--overlap", "0.25"
+    )
+    assert code == 0
+    assert text.count("already done") == 0  # another way of predicting is another result
     assert (out / "phantom_000.nii.gz").is_file()
 
 

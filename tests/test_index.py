@@ -132,7 +132,7 @@ def datalist_json(root: Path) -> None:
         (nnunet, "nnU-Net", ["case_0", "case_1", "case_2"], ("T1", "T2"), 1),
         (bids, "BIDS", ["sub-01_ses-a_T1w", "sub-01_ses-b_T1w", "sub-02_ses-a_T1w"], ("image",), 0),
         (paired, "paired folders", ["c0", "c1", "c2"], ("image",), 0),
-        (case_folders, "case folders", ["P0_MR", "P1_MR", "P2_MR"], ("image",), 0),
+        (case_folders, "case folders", ["P0_MR", "P1_MR", "P2_MR"], ("MR",), 0),
         (datalist_csv, "datalist", ["i0", "i1"], ("image",), 1),
         (datalist_json, "datalist", ["case0", "case1", "case2"], ("image",), 0),
     ],
@@ -175,6 +175,16 @@ def test_a_label_without_image_and_an_image_without_label(tmp_path: Path) -> Non
     assert len(kept.findings) == 2
 
 
+def test_case_folders_tell_missing_partners(tmp_path: Path) -> None:
+    case_folders(tmp_path)
+    (tmp_path / "P0" / "MR_image.nii.gz").unlink()
+    (tmp_path / "P1" / "MR_mask.nii.gz").unlink()
+    with pytest.raises(DatasetError) as caught:
+        verbs.index(tmp_path)
+    assert "P0_MR: label P0/MR_mask.nii.gz has no image" in str(caught.value)
+    assert "P1_MR: has no label map" in str(caught.value)
+
+
 def test_pictures_with_rgb_and_an_empty_label(tmp_path: Path) -> None:
     for n in range(2):
         pixels = np.random.default_rng(n).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -205,7 +215,9 @@ def test_nothing_recognised_lists_the_layouts(tmp_path: Path) -> None:
 def test_real_folders(real_data: Callable[[str], Path]) -> None:
     sarcoma = verbs.index(real_data("sarcoma_nifti"), "skip")
     assert sarcoma.layout == "case folders"
-    assert len({c.patient for c in sarcoma.training}) == 12
+    assert sarcoma.channels == ("MR_T1",)
+    assert len({c.patient for c in sarcoma.training}) == len(sarcoma.training) == 12
+    assert sum("is not used, most patients have MR_T1" in f.message for f in sarcoma.findings) == 5
     membranes = verbs.index(real_data("em_membranes"))
     assert membranes.labels == {"background": 0, "label_255": 255}
     assert len(membranes.training) == 20

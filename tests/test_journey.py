@@ -28,7 +28,8 @@ def test_folder_to_report(tmp_path: Path, dims: int) -> None:
     content = medunet.evaluate(tmp_path / "out", unseen / "labelsTr", tmp_path / "scores.json", classes)
     assert content["classes"]["liver"]["dice"]["mean"] > 0.6
     page = medunet.report(tmp_path / "scores.json").read_text()
-    assert page.count("data:image/png") >= 6
+    assert page.count("data:image/png") == 6
+    assert all(case["image"] for case in content["cases"])
     assert medunet.report(bundle, tmp_path / "bundle.html").is_file()
 
 

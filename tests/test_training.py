@@ -204,6 +204,15 @@ def test_ctrl_c_leaves_a_usable_model(planned_bundle: Path, phantom_dataset: Pat
     assert {r.state for r in results} == {"done"}
 
 
+def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    stuck = {"optimizer::lr": 1e-12, "patience": 2, "validations": 50, "train::trainer::max_epochs": 50}
+    verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", **stuck})
+    rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    assert sum(row["event"] == "validate" for row in rows) <= 10
+    assert rows[-1]["event"] == "scores"
+
+
 def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     with pytest.raises(MedunetError, match=r"the loss became nan at step \d+; train again with a lower learning rate"):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medunet.data.atomic import is_disk_full
 from medunet.errors import BundleError, MedunetError, ResourceError, root_cause
 
 _NO_EVAL = "MONAI_EVAL_EXPR"
@@ -87,6 +88,10 @@ def explained(config: Path) -> Iterator[None]:
 def _sentence(config: Path, error: Exception, cause: BaseException) -> MedunetError:
     from medunet.inference.windows import is_out_of_memory
 
+    if is_disk_full(cause) or is_disk_full(error):
+        return ResourceError(
+            f"{config.parents[1]}: the disk is full ({cause}); free some space and train on with --resume"
+        )
     if is_out_of_memory(cause) or is_out_of_memory(error):
         return ResourceError(
             f"{config}: the run does not fit the memory; plan again with less (medunet plan ... --memory 4GB)"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medunet.data.atomic import write_json, write_text
+from medunet.data.atomic import json_text, write_text
 from medunet.data.index import Index
 from medunet.errors import BundleError
-from medunet.planning import Plan
+from medunet.planning import Fingerprint, Plan
 
 CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -21,22 +22,43 @@ _PRIVATE = "eval"
 _NETWORK = "medunet.networks.UNet"
 
 
-def write_bundle(plan: Plan, index: Index, folder: Path) -> None:
-    """Write ``configs/``, ``docs/``, ``LICENSE`` and the private case list ``eval/index.json``.
+def write_bundle(plan: Plan, index: Index, fingerprint: Fingerprint, folder: Path) -> None:
+    """Write ``configs/``, ``docs/``, ``LICENSE`` and, private, the case list and the fingerprint in ``eval/``.
+
+    The files are written aside and moved into place when all are whole.
 
     Raises:
         BundleError: the folder has trained weights of another plan.
+        ResourceError: the disk is full; nothing has changed then.
     """
     _refuse_foreign_weights(plan, folder)
-    for name in CONFIGS:
-        text = template(name).replace("DATASET_DIR", json.dumps(index.root))
-        write_text(folder / "configs" / name, text)
-    write_json(folder / "configs" / "metadata.json", metadata(plan))
-    write_text(folder / "docs" / "README.md", _render("README.md.j2", _readme_values(plan)))
+    files = _contents(plan, index, fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as staging:
+            for name, text in files.items():
+                write_text(Path(staging) / name, text)
+            for name in files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(staging) / name).replace(folder / name)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _contents(plan: Plan, index: Index, fingerprint: Fingerprint) -> dict[str, str]:
+    """Every file of a planned bundle by its path."""
     facts = {"name": index.name, "licence": index.licence, "reference": index.reference}
-    write_text(folder / "docs" / "data_license.txt", _render("data_license.txt.j2", facts))
-    write_text(folder / "LICENSE", template("LICENSE"))
-    write_json(folder / _PRIVATE / "index.json", {**index.as_json(), "root": ""})
+    configs = {f"configs/{name}": template(name).replace("DATASET_DIR", json.dumps(index.root)) for name in CONFIGS}
+    return {
+        **configs,
+        "configs/metadata.json": json_text(metadata(plan)),
+        "docs/README.md": _render("README.md.j2", _readme_values(plan)),
+        "docs/data_license.txt": _render("data_license.txt.j2", facts),
+        "LICENSE": template("LICENSE"),
+        f"{_PRIVATE}/index.json": json_text({**index.as_json(), "root": ""}),
+        f"{_PRIVATE}/fingerprint.json": json_text(fingerprint.as_json()),
+    }
 
 
 def metadata(plan: Plan) -> dict[str, Any]:

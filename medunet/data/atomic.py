@@ -48,7 +48,16 @@ def write_text(target: StrPath, text: str) -> None:
 
 def write_json(target: StrPath, content: Any) -> None:
     """Write JSON atomically; NaN is refused, since JSON has none."""
-    write_text(target, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(target, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """JSON as all our files have it.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_with(target: StrPath, write: Callable[[Path], object]) -> None:
@@ -63,13 +72,18 @@ def disk_errors(target: StrPath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if is_disk_full(error):
             raise _full(target, error) from error
         raise
     except RuntimeError as error:  # torch.save reports a failed write so
         if "file write failed" in str(error) or "unexpected pos" in str(error):
             raise _full(target, error) from error
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system refused a write for want of space."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
 def _full(target: StrPath, error: BaseException) -> ResourceError:

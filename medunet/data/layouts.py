@@ -161,20 +161,62 @@ def _key(path: Path, folder: Path) -> str:
 
 
 def _case_folders(root: Path) -> Index | None:
-    """PATIENT/*image* + PATIENT/*mask*; files that share a prefix (MR_T1_image, MR_T1_mask) belong together."""
-    cases: list[Case] = []
+    """PATIENT/*image* + PATIENT/*mask*; files that share a prefix (MR_T1_image, MR_T1_mask) belong together.
+
+    Where there are several kinds of image, the one that most patients have is taken and the others are told.
+    """
+    kinds: dict[str, list[Case]] = defaultdict(list)
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-        labels = [p for p in _volumes(folder) if _LABEL_WORDS.search(stem_of(p).split("_")[-1])]
-        images = [p for p in _volumes(folder) if p not in labels]
-        for label in labels:
-            prefix = _LABEL_SUFFIX.sub("", stem_of(label))
-            prefix = "" if prefix == stem_of(label) else prefix
-            own = [p for p in images if _IMAGE_SUFFIX.sub("", stem_of(p)) == prefix] or (images if not prefix else [])
-            parts = [*folder.relative_to(root).parts, *([prefix] if prefix else [])]
-            relative = tuple(p.relative_to(root).as_posix() for p in own)
-            if own:
-                cases.append(Case("_".join(parts), relative, label.relative_to(root).as_posix(), folder.name))
-    return _index(root, "case folders", {}, tuple(cases)) if cases else None
+        for prefix, (images, label) in _by_prefix(folder).items():
+            name = "_".join([folder.name, *([prefix] if prefix else [])])
+            files = tuple(p.relative_to(root).as_posix() for p in images)
+            kinds[prefix].append(Case(name, files, label and label.relative_to(root).as_posix(), folder.name))
+    whole = {kind: sum(bool(c.images and c.label) for c in cases) for kind, cases in kinds.items()}
+    if not any(whole.values()):
+        return None
+    kind = max(whole, key=lambda name: whole[name])
+    cases = tuple(case for case in kinds[kind] if case.images)
+    findings = [*_without_image(kinds[kind]), *_other_kinds(kinds, kind)]
+    facts = {"channels": [kind]} if kind and len(cases[0].images) == 1 else {}
+    return _index(root, "case folders", facts, cases, (), findings)
+
+
+def _by_prefix(folder: Path) -> dict[str, tuple[list[Path], Path | None]]:
+    """Images and label of each prefix in a folder; images without a prefix belong to the label without one."""
+    files = _volumes(folder)
+    labels = {p: _LABEL_SUFFIX.sub("", stem_of(p)) for p in files if _LABEL_WORDS.search(stem_of(p).split("_")[-1])}
+    labels = {p: "" if prefix == stem_of(p) else prefix for p, prefix in labels.items()}
+    images = {p: _IMAGE_SUFFIX.sub("", stem_of(p)) for p in files if p not in labels}
+    alone = list(labels.values()) == [""]
+    groups: dict[str, tuple[list[Path], Path | None]] = {}
+    for path, prefix in labels.items():
+        groups[prefix] = ([p for p, own in images.items() if alone or own == prefix], path)
+    for path, prefix in images.items():
+        if prefix not in groups and not alone and prefix != stem_of(path):
+            groups[prefix] = ([path], None)
+    return groups
+
+
+def _without_image(cases: Sequence[Case]) -> list[Finding]:
+    return [
+        Finding(c.id, "missing image", f"{c.id}: label {c.label} has no image; add it or remove the label", True)
+        for c in cases
+        if not c.images
+    ]
+
+
+def _other_kinds(kinds: Mapping[str, Sequence[Case]], taken: str) -> list[Finding]:
+    return [
+        Finding(
+            case.id,
+            "other image",
+            f"{case.id}: is not used, most patients have {taken}; give a datalist to train on {kind or 'it'}",
+            False,
+        )
+        for kind, cases in kinds.items()
+        if kind != taken
+        for case in cases
+    ]
 
 
 def _datalist(path: Path) -> Index:

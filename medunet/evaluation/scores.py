@@ -111,10 +111,12 @@ def evaluate(
     """
     pairs, failed = _pairs(predictions, references)
     labels = labels or _found_labels(pairs)
+    images = _predicted_images(predictions)
     cases = []
     for case, (prediction_path, reference_path) in pairs.items():
         try:
-            cases.append(_score_pair(case, prediction_path, reference_path, labels, nsd_tolerance))
+            scored = _score_pair(case, prediction_path, reference_path, labels, nsd_tolerance)
+            cases.append({**scored, **images.get(str(prediction_path), {})})
         except MedunetError as error:
             failed.append({"id": case, "message": str(error)})
     if not cases:
@@ -134,6 +136,15 @@ def _score_pair(
     paths = {"prediction": str(prediction_path.resolve()), "reference": str(reference_path.resolve())}
     arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
     return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
+
+
+def _predicted_images(predictions: Path) -> dict[str, dict[str, list[str]]]:
+    """The images that label maps were made from, where ``medunet predict`` left its status beside them."""
+    try:
+        content = json.loads((predictions / "status.json").read_text(encoding="utf-8"))
+        return {str(predictions / case["output"]): {"image": case["images"]} for case in content["cases"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _pairs(predictions: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], list[dict[str, str]]]:

@@ -50,6 +50,7 @@ class CaseResult:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     output: str = ""
+    images: list[str] = field(default_factory=list)
 
 
 def segment_cases(
@@ -114,7 +115,8 @@ def _probability_path(output_dir: Path, case: InputCase) -> Path:
 def _attempt(
     segmenter: Segmenter, case: InputCase, output_dir: Path, force: bool, keep_probabilities: bool
 ) -> CaseResult:
-    result = CaseResult(case.name, "done", output=case.output)
+    images = [str(Path(image).resolve()) for image in case.images]
+    result = CaseResult(case.name, "done", output=case.output, images=images)
     start = time.perf_counter()
     try:
         _segment(segmenter, case, output_dir, force, keep_probabilities, result)

@@ -210,8 +210,12 @@ class _Draft:
     def finish(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...], batch: int) -> Plan:
         """Everything that follows once network, patch and batch are settled."""
         normalization = self.take("normalization", *_normalization(self.data))
+        settings.require_schemes(normalization, [c.name for c in self.data.channels])
         axes, mirror_reason = _mirror_axes(self.data, frame)
         rotation, rotation_reason = _rotation(patch, frame)
+        axes = tuple(self.take("mirror_axes", axes, mirror_reason))
+        rotation = tuple(self.take("rotation", rotation, rotation_reason))
+        settings.require_axes(axes, rotation, frame.dims)
         epochs, minutes = self._duration()
         low, high = self.data.spacing_range
         self.reasons["channels"] = "as declared by the dataset"
@@ -236,8 +240,8 @@ class _Draft:
             foreground_fraction=self.take(
                 "foreground_fraction", 0.5, "every other patch is centred on a labelled voxel (nnU-Net: a third)"
             ),
-            mirror_axes=tuple(self.take("mirror_axes", axes, mirror_reason)),
-            rotation=tuple(self.take("rotation", rotation, rotation_reason)),
+            mirror_axes=axes,
+            rotation=rotation,
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
             amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
             memory_estimate=self._memory(network, patch, batch),

@@ -120,3 +120,26 @@ def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: i
             f"plan setting patch_size={list(patch)} does not fit; with {levels} levels each size must be divisible by "
             f"{list(divisor)}, the nearest valid value is {nearest}"
         )
+
+
+def require_schemes(schemes: Sequence[Mapping[str, Any]], channels: Sequence[str]) -> None:
+    """Raise a PlanError unless there is a complete normalisation scheme per channel."""
+    if len(schemes) != len(channels):
+        raise PlanError(
+            f"plan setting normalization has {len(schemes)} entries; give one per channel ({', '.join(channels)})"
+        )
+    for scheme in schemes:
+        missing = {"low", "high", "mean", "std"} - set(scheme) if scheme["scheme"] == "ct" else set()
+        if missing:
+            raise PlanError(f"plan setting normalization: scheme ct lacks {', '.join(sorted(missing))}; give all four")
+
+
+def require_axes(mirror_axes: Sequence[int], rotation: Sequence[float], dims: int) -> None:
+    """Raise a PlanError unless axes and angles fit a network of `dims` dimensions."""
+    if any(axis >= dims for axis in mirror_axes):
+        raise PlanError(
+            f"plan setting mirror_axes={list(mirror_axes)} does not fit; a {dims}D plan has axes 0 to {dims - 1}"
+        )
+    want = 1 if dims == 2 else 3
+    if len(rotation) != want:
+        raise PlanError(f"plan setting rotation={list(rotation)} does not fit; a {dims}D plan takes {want} angle(s)")

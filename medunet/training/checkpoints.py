@@ -61,7 +61,7 @@ class Checkpoints:
     def offer(self, dice: float | None, step: int) -> bool:
         """Write ``model.pt`` when `dice` is the best so far (or none is there yet); tell whether it was."""
         best = self.best["dice"]
-        better = dice is not None and (best is None or dice >= best)
+        better = dice is not None and (best is None or dice > best)
         if (better or not self.model.is_file()) and is_main_process():
             write_with(self.model, lambda path: torch.save(weights_of(self.network), path))
         if better:
