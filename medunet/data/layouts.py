@@ -170,7 +170,8 @@ def _case_folders(root: Path) -> Index | None:
         for prefix, (images, label) in _by_prefix(folder).items():
             name = "_".join([folder.name, *([prefix] if prefix else [])])
             files = tuple(p.relative_to(root).as_posix() for p in images)
-            kinds[prefix].append(Case(name, files, label and label.relative_to(root).as_posix(), folder.name))
+            relative = label.relative_to(root).as_posix() if label else None
+            kinds[prefix].append(Case(name, files, relative, folder.name))
     whole = {kind: sum(bool(c.images and c.label) for c in cases) for kind, cases in kinds.items()}
     if not any(whole.values()):
         return None

@@ -48,7 +48,7 @@ def _box(pairs: Sequence[tuple[str, float]], centre: float, width: float, y: Sca
 def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]], label: str, unit: bool, width: int = 520, height: int = 240
 ) -> str:
-    """Lines over training steps; `unit` fixes the y axis to 0..1."""
+    """Lines over training steps, the last one in ink; `unit` fixes the y axis to 0..1."""
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
@@ -57,7 +57,7 @@ def curves(
     x, y = _scale(0, max(xs) or 1, _LEFT, width - _RIGHT), _scale(bottom, top, height - _BOTTOM, _TOP)
     parts = [_y_axis(y, _ticks(bottom, top), width, label), _x_axis(x, _ticks(0, max(xs)), height, "step")]
     for number, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[(number + 6) % len(COLOURS)] if len(lines) == 1 or name == "mean" else COLOURS[number - 1]
+        colour = "#1c2430" if number == len(lines) - 1 else COLOURS[number % len(COLOURS)]
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
         parts.append(
             f'<polyline points="{path}" stroke="{colour}" class="curve"><title>{escape(name)}</title></polyline>'
@@ -102,7 +102,7 @@ def _ticks(low: float, high: float) -> list[float]:
     span = (high - low) or 1.0
     power = 10.0 ** np.floor(np.log10(span / 4))
     step = float(power * min((m for m in (1, 2, 2.5, 5, 10) if m * power >= span / 5), default=10))
-    first = np.ceil(low / step - 1e-9) * step
+    first = np.ceil(low / step - 1e-9) * step + 0.0  # no minus zero
     return [float(v) for v in np.arange(first, high + step * 1e-6, step)]
 
 

@@ -96,9 +96,10 @@ def _boxes(cases: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 def _curves(log: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     losses = [(row["step"], row["loss"]) for row in log if row["event"] == "train"]
     checks = [row for row in log if row["event"] == "validate" and row["dice"] is not None]
-    lines: dict[str, list[tuple[float, float]]] = {"mean": [(row["step"], row["dice"]) for row in checks]}
-    for name in names:
-        lines[name] = [(r["step"], r["classes"][name]) for r in checks if r["classes"].get(name) is not None]
+    lines = {
+        name: [(r["step"], r["classes"][name]) for r in checks if r["classes"].get(name) is not None] for name in names
+    }
+    lines["mean"] = [(row["step"], row["dice"]) for row in checks]
     drawn = [charts.curves({"loss": losses}, "training loss", unit=False)]
     return [chart for chart in [*drawn, charts.curves(lines, "validation Dice", unit=True)] if chart]
 
