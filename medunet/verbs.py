@@ -139,7 +139,9 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     room.write_report(
         scores.read_scores(found),
         target,
-        title=f"{block['name']}, {found.parent.name.replace('_', ' ')}" if block else found.stem,
+        title=f"{block['name']}, {found.parent.name.replace('_', ' ')}"
+        if block
+        else f"{found.resolve().parent.name}, {found.stem}",
         plan=values,
         reasons=block["reasons"] if block else None,
         log=log,

@@ -19,6 +19,7 @@ from medunet.types import AnyArray, BoolArray, IntArray
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Okabe and Ito's colour-blind-safe palette."""
 _PLANES = ((0, 1, 2, "axial"), (0, 2, 1, "coronal"), (1, 2, 0, "sagittal"))
+_AIR_HU, _SOFT_TISSUE = -500.0, (-160.0, 240.0)
 _LARGEST = 512  # pixels of an embedded picture
 
 
@@ -72,8 +73,8 @@ def _planes(
 ) -> list[Plane]:
     """One plane for a picture (one slice), three for a volume."""
     centre = _centre(maps.get("reference"), maps.get("prediction"))
-    low, high = np.percentile(image, [0.5, 99.5])
-    scaled = np.clip((image - low) / max(float(high - low), 1e-12) * 255, 0, 255).astype(np.uint8)
+    low, high = _window(image)
+    scaled = np.clip((image - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
     planes = _PLANES[:1] if image.shape[2] == 1 else _PLANES
     picture = image.shape[2] == 1
     result = []
@@ -85,6 +86,14 @@ def _planes(
         outlines = _outlines({key: _upright(m[tuple(cut)], picture) for key, m in maps.items()}, labels)
         result.append(Plane("picture" if picture else name, _svg(grey, outlines, size, name)))
     return result
+
+
+def _window(image: AnyArray) -> tuple[float, float]:
+    """Black and white: soft tissue (-160 to 240 HU) where values reach air, else percentiles 0.5 and 99.5."""
+    if image.min() < _AIR_HU:
+        return _SOFT_TISSUE
+    low, high = np.percentile(image, [0.5, 99.5])
+    return float(low), float(high)
 
 
 def _upright(plane: AnyArray, picture: bool) -> AnyArray:
