@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from medunet.data.grid import Grid
-from medunet.data.index import Case, Finding, Index
-from medunet.data.volume import Volume, read_case, read_label
+from medunet.data.index import UNDECLARED, Case, Finding, Index
+from medunet.data.volume import Volume, read_case, read_header, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
 
@@ -52,11 +53,13 @@ def examine(
 ) -> tuple[Index, tuple[Measurement, ...]]:
     """Read every training case once; one case is in memory at a time.
 
-    Labels that the dataset does not declare are named ``label_VALUE`` after the values found.
+    Labels that the dataset does not declare are named ``label_VALUE`` after the values found; channels that it does not
+    declare are as many as most cases have.
 
     Raises:
         DatasetError: cases have problems and `on_problem` is ``stop``, or no case is left.
     """
+    index = _with_channels(index)
     findings = list(index.findings)
     measured: list[Measurement] = []
     seen: dict[str, Measurement] = {}
@@ -70,12 +73,13 @@ def examine(
                 findings.append(_duplicate(measurement, twin))
         if progress:
             progress(number + 1, len(index.training))
-    index = _with_labels(index, measured)
+    index = _with_labels(_with_channels(index, measured), measured)
+    findings += [_other_channels(m, index) for m in measured if len(m.intensities) != len(index.channels)]
     bad = {finding.case for finding in findings if finding.fatal}
     fatal = [finding for finding in findings if finding.fatal]
     if fatal and on_problem == "stop":
         raise DatasetError(_listing(index, fatal))
-    if not measured:
+    if not any(m.id not in bad for m in measured):
         raise DatasetError(f"{index.root}: no case can be used; {_listing(index, fatal)}")
     settled = tuple(replace(f, fatal=False, message=f"{f.message} (left out)") if f.fatal else f for f in findings)
     kept = replace(index.without(bad), findings=settled)
@@ -86,7 +90,7 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
     """Measure a case, or note why it cannot be used."""
 
     def note(kind: str, message: str, fatal: bool = True) -> None:
-        findings.append(Finding(case.id, kind, f"{case.id}: {message}", fatal))
+        findings.append(Finding.of(case.id, kind, message, fatal))
 
     images, label_path = index.paths(case)
     if label_path is None:
@@ -97,24 +101,22 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
     except MedunetError as error:
         note("unreadable", str(error))
         return None
-    problem = _problem(index, image, label)
+    classes = _class_voxels(label.array)
+    problem = _problem(index, image, label, classes)
     if problem:
         note(*problem)
         return None
     foreground = label.array[0] != 0
     if not foreground.any():
         note("empty label", "label map is empty (background only); check that this is meant", fatal=False)
-    for name, channel in zip(index.channels, image.array, strict=True):
+    for number, channel in enumerate(image.array):
         if channel.min() == channel.max():
-            note("constant image", f"channel {name} is constant ({channel.min():g}); check the file", fatal=False)
-    return _measure(case.id, image, label, foreground)
+            note("constant image", f"channel {number} is constant ({channel.min():g}); check the file", fatal=False)
+    return _measure(case.id, image, label, classes, foreground)
 
 
-def _problem(index: Index, image: Volume, label: Volume) -> tuple[str, str] | None:
+def _problem(index: Index, image: Volume, label: Volume, classes: Iterable[int]) -> tuple[str, str] | None:
     """Kind and words of what makes a case unusable."""
-    if image.array.shape[0] != len(index.channels):
-        got, want = image.array.shape[0], len(index.channels)
-        return "channels", f"has {got} channels, the dataset {want} ({', '.join(index.channels)}); give one per channel"
     if not np.isfinite(image.array).all():
         count = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
         return "not finite", f"image has {count} NaN or infinite voxels; replace them or remove the case"
@@ -128,7 +130,7 @@ def _problem(index: Index, image: Volume, label: Volume) -> tuple[str, str] | No
             f"label grid {label.grid.describe()} differs from image {image.grid.describe()}; "
             f"resample the label or remove the case"
         )
-    unknown = sorted(set(_values(label.array)) - set(index.labels.values())) if index.labels else []
+    unknown = sorted(set(classes) - set(index.labels.values())) if index.labels else []
     if unknown:
         declared = ", ".join(f"{name}={value}" for name, value in index.labels.items())
         return "label value", f"label value {unknown[0]} is not declared ({declared}); declare it or correct the label"
@@ -139,19 +141,23 @@ def _grids_agree(image: Grid, label: Grid) -> bool:
     return image.agrees_with(label, tolerance=0.1)
 
 
-def _values(array: IntArray) -> list[int]:
-    return [int(v) for v in np.unique(array)]
+def _class_voxels(label: IntArray) -> dict[int, int]:
+    """How often each value occurs, in ascending order; counted slice by slice, since a sort takes copies and time."""
+    counts: Counter[int] = Counter()
+    for plane in label[0]:
+        values, numbers = np.unique(plane, return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    return dict(sorted(counts.items()))
 
 
-def _measure(case: str, image: Volume, label: Volume, foreground: AnyArray) -> Measurement:
-    values, counts = np.unique(label.array, return_counts=True)
+def _measure(case: str, image: Volume, label: Volume, classes: dict[int, int], foreground: AnyArray) -> Measurement:
     return Measurement(
         id=case,
         shape=image.grid.shape,
         spacing=image.grid.spacing,
         axcodes=image.grid.axcodes,
         intensities=tuple(_intensity(channel, foreground) for channel in image.array),
-        class_voxels={int(v): int(n) for v, n in zip(values, counts, strict=True)},
+        class_voxels=classes,
         image_digest=_digest(image),
         label_digest=_digest(label),
     )
@@ -182,8 +188,36 @@ def _digest(volume: Volume) -> str:
 
 def _duplicate(second: Measurement, first: Measurement) -> Finding:
     labels = "with the same label" if second.label_digest == first.label_digest else "with another label"
-    message = f"{second.id}: has the same image as {first.id}, {labels}; remove one of them"
-    return Finding(second.id, "duplicate", message, True)
+    return Finding.of(second.id, "duplicate", f"has the same image as {first.id}, {labels}; remove one of them")
+
+
+def _with_channels(index: Index, measured: Sequence[Measurement]) -> Index:
+    """Number the channels of a dataset that does not name them."""
+    if index.channels != UNDECLARED or not measured:
+        return index
+    most = Counter(len(m.intensities) for m in measured).most_common(1)[0][0]
+    return index if most == 1 else replace(index, channels=tuple(f"{UNDECLARED[0]}_{n}" for n in range(most)))
+
+
+def _other_channels(measurement: Measurement, index: Index) -> Finding:
+    got, want = len(measurement.intensities), len(index.channels)
+    plural = "s" * (got != 1)
+    message = f"has {got} channel{plural}, the dataset {want} ({', '.join(index.channels)}); give one per channel"
+    return Finding.of(measurement.id, "channels", message)
+
+
+def _with_channels(index: Index) -> Index:
+    """Name undeclared channels after the first readable case: colours of a picture, else ``image``."""
+    if index.channels:
+        return index
+    for case in index.training:
+        try:
+            count = read_header(index.paths(case)[0][0]).channels
+        except MedunetError:
+            continue
+        names = ("red", "green", "blue") if count == 3 else tuple(f"image_{number}" for number in range(count))
+        return replace(index, channels=("image",) if count == 1 else names)
+    return replace(index, channels=("image",))
 
 
 def _with_labels(index: Index, measured: Iterable[Measurement]) -> Index:

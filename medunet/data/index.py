@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from medunet.errors import DatasetError
+from medunet.types import StrPath
 
 FOLDS = 5
+UNDECLARED = ("image",)
+"""Channel names of a dataset that does not name them; `examine` counts and numbers them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Finding:
     kind: str
     message: str
     fatal: bool
+
+    @classmethod
+    def of(cls, case: str, kind: str, message: str, fatal: bool = True) -> Finding:
+        """A finding whose message starts with the case."""
+        return cls(case, kind, f"{case}: {message}", fatal)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Index:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_index(dataset: Path) -> Index:
+def read_index(dataset: StrPath) -> Index:
     """Recognise a dataset folder, a datalist file, or an index written before; voxels are not read.
 
     Raises:
@@ -124,16 +132,24 @@ def read_index(dataset: Path) -> Index:
     """
     from medunet.data.layouts import recognise
 
+    dataset = Path(dataset)
     if not dataset.exists():
         raise DatasetError(f"{dataset}: dataset is missing; give a folder, a datalist (.csv, .json) or an index JSON")
     if dataset.suffix == ".json" and dataset.is_file():
-        content = _json(dataset)
+        content = read_json(dataset)
         if isinstance(content, dict) and content.get("format") == "medunet index":
             return Index.from_json(content)
     return recognise(dataset.resolve())
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None where there is no file.
+
+    Raises:
+        DatasetError: it is not JSON.
+    """
+    if not path.is_file():
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

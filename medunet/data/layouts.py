@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medunet.data.index import Case, Finding, Index
+from medunet.data.datalist import listed, read_datalist, relative
+from medunet.data.index import UNDECLARED, Case, Finding, Index, read_json
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import DatasetError
 
@@ -18,9 +17,10 @@ KNOWN = (
     "a CSV or JSON datalist, MSD (dataset.json with a list 'training'), nnU-Net raw (imagesTr/NAME_0000.nii.gz, "
     "labelsTr), BIDS derivatives, images/ + labels/, or one folder per case with *image* and *mask* files"
 )
-_LABEL_WORDS = re.compile(r"(mask|label|labels|seg|segmentation|gt|roi)", re.IGNORECASE)
+_LABEL_WORDS = re.compile(r"mask|label|seg|^gt$|^roi$", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(r"[_-](mask|label|labels|seg|segmentation|gt|roi)$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
+_BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _IMAGES, _LABELS = (
     ("images", "image", "img", "imagesTr"),
@@ -35,6 +35,8 @@ def recognise(dataset: Path) -> Index:
         DatasetError: nothing is recognised; the message lists the layouts.
     """
     if dataset.is_file():
+        if dataset.suffix.lower() not in (".csv", ".json"):
+            raise DatasetError(f"{dataset}: is not a dataset; give a folder, or a datalist (.csv, .json)")
         return _datalist(dataset)
     for name in ("datalist.json", "datalist.csv"):
         if (dataset / name).is_file():
@@ -46,36 +48,52 @@ def recognise(dataset: Path) -> Index:
     raise DatasetError(f"{dataset}: no cases were recognised; known layouts are {KNOWN}")
 
 
+def _datalist(path: Path) -> Index:
+    training, test, facts, findings = read_datalist(path)
+    return _index(path.parent, "datalist", facts, tuple(training), tuple(test), findings)
+
+
 def _msd(root: Path) -> Index | None:
     """Medical Segmentation Decathlon: dataset.json lists image and label of each case."""
-    content = _read_json(root / "dataset.json")
+    content = read_json(root / "dataset.json")
     if not isinstance(content, dict) or not isinstance(content.get("training"), list):
         return None
-    if not content["training"] or not isinstance(content["training"][0], dict):
+    entries = [e for e in content["training"] if isinstance(e, dict) and not _is_hidden(e)]
+    if not entries or _is_numbered(root, entries[0]):
         return None
-    training = tuple(_msd_case(entry, root) for entry in content["training"])
     tests = [entry if isinstance(entry, dict) else {"image": entry} for entry in content.get("test", [])]
-    return _index(
-        root, "MSD", content, training, tuple(_msd_case(entry, root) for entry in tests if _exists(root, entry))
-    )
+    test = tuple(_msd_case(entry, root) for entry in tests if not _is_hidden(entry))
+    present = tuple(case for case in test if all((root / image).is_file() for image in case.images))
+    return _index(root, "MSD", content, tuple(_msd_case(entry, root) for entry in entries), present)
 
 
 def _msd_case(entry: Mapping[str, Any], root: Path) -> Case:
-    image = _relative(str(entry["image"]))
+    if not entry.get("image"):
+        raise DatasetError(
+            f"{root / 'dataset.json'}: an entry has no 'image' ({entry}); give image and label of each case"
+        )
+    images = tuple(relative(file) for file in listed(entry["image"]))
     label = entry.get("label")
-    case = re.sub(r"_0000$", "", stem_of(image))
-    return Case(case, (image,), None if label is None else _relative(str(label)), case)
+    case = re.sub(r"_0000$", "", stem_of(images[0]))
+    return Case(case, images, None if label is None else relative(str(label)), case)
 
 
-def _exists(root: Path, entry: Mapping[str, Any]) -> bool:
-    return (root / str(entry.get("image", ""))).is_file()
+def _is_hidden(entry: Mapping[str, Any]) -> bool:
+    """Whether it lists what macOS leaves beside a file (``._name``)."""
+    return any(Path(file).name.startswith("._") for file in listed(entry.get("image", "")))
+
+
+def _is_numbered(root: Path, entry: Mapping[str, Any]) -> bool:
+    """nnU-Net v1 lists ``NAME.nii.gz`` for the files ``NAME_0000.nii.gz``, ..."""
+    image = root / listed(entry.get("image") or "")[0]
+    return not image.is_file() and any(image.parent.glob(f"{stem_of(image)}_0000.*"))
 
 
 def _nnunet(root: Path) -> Index | None:
     """nnU-Net raw: imagesTr/NAME_0000.ext per channel, labelsTr/NAME.ext; imagesTs/labelsTs are the test set."""
     if not (root / "imagesTr").is_dir():
         return None
-    content = _read_json(root / "dataset.json")
+    content = read_json(root / "dataset.json")
     training, findings = _numbered(root, "imagesTr", "labelsTr")
     test, _ = _numbered(root, "imagesTs", "labelsTs")
     if not training and not findings:
@@ -88,53 +106,84 @@ def _numbered(root: Path, images: str, labels: str) -> tuple[tuple[Case, ...], l
     for path in _volumes(root / images):
         match = _CHANNEL.match(stem_of(path))
         groups[match["case"] if match else stem_of(path)].append(path.relative_to(root).as_posix())
-    known = {stem_of(p): p.relative_to(root).as_posix() for p in _volumes(root / labels)}
+    known: dict[str, list[str]] = defaultdict(list)
+    for path in _volumes(root / labels):
+        known[stem_of(path)].append(path.relative_to(root).as_posix())
     return _matched(groups, known, labels)
 
 
 def _matched(
-    groups: Mapping[str, Sequence[str]], labels: Mapping[str, str], folder: str
+    groups: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[str]], folder: str
 ) -> tuple[tuple[Case, ...], list[Finding]]:
-    cases = tuple(Case(name, tuple(files), labels.get(name), name) for name, files in sorted(groups.items()))
-    findings = [
-        Finding(name, "missing image", f"{name}: label {labels[name]} has no image; add it or remove the label", True)
-        for name in sorted(set(labels) - set(groups))
-    ]
-    return cases, findings
+    """Cases of image and label files with equal names, and what has no partner or two."""
+    cases, findings = [], []
+    for name in sorted({*groups, *labels}):
+        own = labels.get(name, ())
+        if name not in groups:
+            findings.append(_no_image(name, own[0]))
+        else:
+            cases.append(Case(name, tuple(groups[name]), own[0] if own else None, name))
+        if len(own) > 1:
+            findings.append(Finding.of(name, "two labels", f"has labels {' and '.join(own)} in {folder}; keep one"))
+    return tuple(cases), findings
 
 
 def _bids(root: Path) -> Index | None:
-    """BIDS: sub-X[/ses-Y]/anat/*.nii.gz with label maps below derivatives/."""
-    if not (root / "derivatives").is_dir():
-        return None
-    labels = [p for p in _volumes(root / "derivatives") if re.search(r"_(dseg|mask|seg)$|_label-", stem_of(p))]
-    images = [p for subject in sorted(root.glob("sub-*")) for p in _volumes(subject)]
-    cases = []
+    """BIDS: sub-X[/ses-Y]/anat/*.nii.gz with label maps below derivatives/, matched by their entities."""
+    labels = _by_entities(p for p in _volumes(root / "derivatives") if _BIDS_LABEL.search(stem_of(p)))
+    images = _by_entities(p for subject in sorted(root.glob("sub-*")) for p in _scans(subject))
+    kinds: dict[str, list[Case]] = defaultdict(list)
+    findings = []
+    for entities in sorted({*images, *labels}):
+        name = "_".join(entities)
+        if entities not in images:
+            findings.append(_no_image(name, labels[entities][0].relative_to(root).as_posix()))
+        elif entities not in labels:
+            findings.append(
+                Finding.of(name, "missing label", "has no label map in derivatives/; add it or remove the scan")
+            )
+        else:
+            for case in _bids_cases(root, name, images[entities], labels[entities]):
+                kinds["+".join(_contrast(image) for image in case.images)].append(case)
+    content = read_json(root / "dataset_description.json") or {}
+    facts = {"name": content.get("Name", root.name), "licence": content.get("License", "")}
+    return _of_most(root, "BIDS", facts, kinds, findings)
+
+
+def _bids_cases(root: Path, name: str, images: Sequence[Path], labels: Sequence[Path]) -> list[Case]:
+    """A case per label map that fits best; a label that several contrasts share has a channel per contrast."""
+    groups: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        stem = stem_of(image)
-        own = [p for p in labels if _entities(p) == _entities(image)]
-        label = next((p for p in own if stem in p.name), own[0] if own else None)
-        subject = re.match(r"(sub-[^_]+)", stem)
-        if label is not None:
-            relative = label.relative_to(root).as_posix()
-            cases.append(Case(stem, (image.relative_to(root).as_posix(),), relative, subject[1] if subject else stem))
-    cases = _one_image_per_label(cases)
-    content = _read_json(root / "dataset_description.json")
-    facts = {"name": content.get("Name", root.name), "licence": content.get("License", "")} if content else {}
-    return _index(root, "BIDS", facts, tuple(cases)) if cases else None
-
-
-def _one_image_per_label(cases: Iterable[Case]) -> list[Case]:
-    """A label that several contrasts share becomes one case with a channel per contrast."""
-    groups: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        groups[str(case.label)].append(case)
+        best = min(labels, key=lambda p: (stem_of(image) not in p.name, not stem_of(p).endswith("_dseg"), p))
+        groups[best.relative_to(root).as_posix()].append(image)
+    patient = name.split("_")[0]
     return [
-        group[0] if len(group) == 1 else Case(
-            "_".join(_entities(Path(group[0].images[0]))), tuple(c.images[0] for c in group), label, group[0].patient
+        Case(
+            stem_of(group[0]) if len(group) == 1 else name,
+            tuple(p.relative_to(root).as_posix() for p in group),
+            label,
+            patient,
         )
         for label, group in sorted(groups.items())
-    ]  # fmt: skip
+    ]
+
+
+def _scans(subject: Path) -> list[Path]:
+    """The anatomical scans of a BIDS subject; all its scans where none is called so."""
+    volumes = _volumes(subject)
+    return [p for p in volumes if p.parent.name == "anat"] or volumes
+
+
+def _contrast(image: str) -> str:
+    """The last part of a BIDS name, such as T1w."""
+    return stem_of(image).split("_")[-1]
+
+
+def _by_entities(paths: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
+    groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for path in paths:
+        groups[_entities(path)].append(path)
+    return dict(groups)
 
 
 def _entities(path: Path) -> tuple[str, ...]:
@@ -151,7 +200,9 @@ def _paired(root: Path) -> Index | None:
     groups: dict[str, list[str]] = defaultdict(list)
     for path in _volumes(images):
         groups[_IMAGE_SUFFIX.sub("", _key(path, images))].append(path.relative_to(root).as_posix())
-    known = {_LABEL_SUFFIX.sub("", _key(p, labels)): p.relative_to(root).as_posix() for p in _volumes(labels)}
+    known: dict[str, list[str]] = defaultdict(list)
+    for path in _volumes(labels):
+        known[_LABEL_SUFFIX.sub("", _key(path, labels))].append(path.relative_to(root).as_posix())
     cases, findings = _matched(groups, known, labels.name)
     return _index(root, "paired folders", {}, cases, (), findings) if cases else None
 
@@ -163,7 +214,7 @@ def _key(path: Path, folder: Path) -> str:
 def _case_folders(root: Path) -> Index | None:
     """PATIENT/*image* + PATIENT/*mask*; files that share a prefix (MR_T1_image, MR_T1_mask) belong together.
 
-    Where there are several kinds of image, the one that most patients have is taken and the others are told.
+    A folder with one label and no such pair is one case with a channel per image (NAME_flair, NAME_t1, NAME_seg).
     """
     kinds: dict[str, list[Case]] = defaultdict(list)
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
@@ -171,112 +222,66 @@ def _case_folders(root: Path) -> Index | None:
             name = "_".join([folder.name, *([prefix] if prefix else [])])
             files = tuple(p.relative_to(root).as_posix() for p in images)
             relative = label.relative_to(root).as_posix() if label else None
-            kinds[prefix].append(Case(name, files, relative, folder.name))
-    whole = {kind: sum(bool(c.images and c.label) for c in cases) for kind, cases in kinds.items()}
-    if not any(whole.values()):
+            names = [_IMAGE_SUFFIX.sub("", stem_of(p)) for p in images] or [prefix]
+            kind = "+".join(_channel_name(stem, folder.name) for stem in names)
+            kinds[kind].append(Case(name, files, relative, folder.name))
+    if not any(case.images and case.label for cases in kinds.values() for case in cases):
         return None
-    kind = max(whole, key=lambda name: whole[name])
-    cases = tuple(case for case in kinds[kind] if case.images)
-    findings = [*_without_image(kinds[kind]), *_other_kinds(kinds, kind)]
-    facts = {"channels": [kind]} if kind and len(cases[0].images) == 1 else {}
-    return _index(root, "case folders", facts, cases, (), findings)
+    if len(kinds) > 1 and all(len(cases) == len(cases[0].images) == 1 for cases in kinds.values()):
+        kinds = {UNDECLARED[0]: [case for cases in kinds.values() for case in cases]}  # names of cases, not of kinds
+    return _of_most(root, "case folders", {}, kinds, [])
 
 
 def _by_prefix(folder: Path) -> dict[str, tuple[list[Path], Path | None]]:
-    """Images and label of each prefix in a folder; images without a prefix belong to the label without one."""
+    """Images and label of each prefix in a folder; one label without a pair belongs to all images."""
     files = _volumes(folder)
-    labels = {p: _LABEL_SUFFIX.sub("", stem_of(p)) for p in files if _LABEL_WORDS.search(stem_of(p).split("_")[-1])}
-    labels = {p: "" if prefix == stem_of(p) else prefix for p, prefix in labels.items()}
-    images = {p: _IMAGE_SUFFIX.sub("", stem_of(p)) for p in files if p not in labels}
-    alone = list(labels.values()) == [""]
+    labels = [p for p in files if _LABEL_WORDS.search(stem_of(p).split("_")[-1])]
+    images = {p: _prefix(p, _IMAGE_SUFFIX) or stem_of(p) for p in files if p not in labels}
+    if len(labels) == 1 and images and _prefix(labels[0], _LABEL_SUFFIX) not in images.values():
+        return {"": (list(images), labels[0])}
     groups: dict[str, tuple[list[Path], Path | None]] = {}
-    for path, prefix in labels.items():
-        groups[prefix] = ([p for p, own in images.items() if alone or own == prefix], path)
-    for path, prefix in images.items():
-        if prefix not in groups and not alone and prefix != stem_of(path):
-            groups[prefix] = ([path], None)
+    for path in labels:
+        prefix = _prefix(path, _LABEL_SUFFIX)
+        groups[prefix] = ([p for p, own in images.items() if own == prefix], path)
+    for path, own in images.items():
+        if own not in groups:
+            groups.setdefault(_prefix(path, _IMAGE_SUFFIX), ([], None))[0].append(path)
     return groups
 
 
-def _without_image(cases: Sequence[Case]) -> list[Finding]:
-    return [
-        Finding(c.id, "missing image", f"{c.id}: label {c.label} has no image; add it or remove the label", True)
-        for c in cases
-        if not c.images
-    ]
+def _prefix(path: Path, suffix: re.Pattern[str]) -> str:
+    """What stands before ``_image`` or ``_mask``; empty when the name does not end so."""
+    stem = stem_of(path)
+    return suffix.sub("", stem) if suffix.search(stem) else ""
 
 
-def _other_kinds(kinds: Mapping[str, Sequence[Case]], taken: str) -> list[Finding]:
-    return [
-        Finding(
-            case.id,
-            "other image",
-            f"{case.id}: is not used, most patients have {taken}; give a datalist to train on {kind or 'it'}",
-            False,
-        )
-        for kind, cases in kinds.items()
-        if kind != taken
-        for case in cases
-    ]
+def _channel_name(stem: str, folder: str) -> str:
+    """What a file name says beyond the patient: MR_T1 of MR_T1_image, flair of PATIENT_flair."""
+    return stem.removeprefix(folder).strip("_-.") or UNDECLARED[0]
 
 
-def _datalist(path: Path) -> Index:
-    """A CSV or JSON list: image (or image_0, image_1, ...), label, and optionally id, patient, split, weight."""
-    rows, facts = _datalist_rows(path)
-    cases = [_datalist_case(row, number, path) for number, row in enumerate(rows)]
-    test = tuple(case for case in cases if case.split == "test")
-    training = tuple(case for case in cases if case.split != "test")
-    if not training:
-        raise DatasetError(f"{path}: has no training case; give a row per case with columns image and label")
-    return _index(path.parent, "datalist", {"name": path.stem, **facts}, training, test)
+def _no_image(case: str, label: str) -> Finding:
+    return Finding.of(case, "missing image", f"label {label} has no image; add it or remove the label")
 
 
-def _datalist_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)], {}
-    content = _read_json(path)
-    if isinstance(content, list):
-        return content, {}
-    if isinstance(content, dict) and isinstance(content.get("training"), list):
-        rows = [*content["training"], *({"split": "test", **row} for row in content.get("test", []))]
-        return rows, {key: value for key, value in content.items() if key not in ("training", "test")}
-    raise DatasetError(f"{path}: is not a datalist; give a CSV, or a JSON list of {{image, label}}")
-
-
-def _datalist_case(row: Mapping[str, Any], number: int, path: Path) -> Case:
-    columns = sorted(key for key in row if re.fullmatch(r"image(_\d+)?", key) and row[key])
-    if not columns:
-        raise DatasetError(f"{path}: row {number + 1} has no column image; give image (or image_0, image_1, ...)")
-    files: list[str] = []
-    for column in columns:
-        value = row[column]
-        files += list(value) if isinstance(value, list) else [part.strip() for part in str(value).split(";")]
-    case = str(row.get("id") or stem_of(files[0]))
-    return Case(
-        id=case,
-        images=tuple(_relative(file) for file in files),
-        label=_relative(str(row["label"])) if row.get("label") else None,
-        patient=str(row.get("patient") or case),
-        weight=_weight(row.get("weight"), case, path),
-        split=str(row["split"]) if row.get("split") not in (None, "", "train") else _fold(row),
-    )
-
-
-def _fold(row: Mapping[str, Any]) -> str | None:
-    return str(row["fold"]) if row.get("fold") not in (None, "") else None
-
-
-def _weight(value: Any, case: str, path: Path) -> float:
-    if value in (None, ""):
-        return 1.0
-    try:
-        weight = float(value)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: weight '{value}' of {case} is not a number; give a positive one") from error
-    if not 0 < weight < float("inf"):
-        raise DatasetError(f"{path}: weight {weight:g} of {case} is not positive; give a positive number")
-    return weight
+def _of_most(
+    root: Path, layout: str, facts: Mapping[str, Any], kinds: Mapping[str, Sequence[Case]], findings: Sequence[Finding]
+) -> Index | None:
+    """The cases with the kind of image that most labelled cases have; the others are told."""
+    if not kinds:
+        return None
+    taken = max(kinds, key=lambda kind: sum(bool(case.images and case.label) for case in kinds[kind]))
+    told = [*findings]
+    for kind, cases in kinds.items():
+        known = any(case.images for case in cases)
+        for case in cases:
+            if not case.images and (kind == taken or not known):
+                told.append(_no_image(case.id, str(case.label)))
+            elif kind != taken:
+                message = f"is not used, most patients have {taken}; give a datalist to train on {kind}"
+                told.append(Finding.of(case.id, "other image", message, fatal=False))
+    kept = tuple(case for case in kinds[taken] if case.images)
+    return _index(root, layout, {"channels": taken.split("+"), **facts}, kept, (), told)
 
 
 def _index(
@@ -287,7 +292,7 @@ def _index(
     test: tuple[Case, ...] = (),
     findings: Sequence[Finding] = (),
 ) -> Index:
-    doubled = sorted({case.id for case in training if sum(other.id == case.id for other in training) > 1})
+    doubled = sorted(name for name, count in Counter(case.id for case in training).items() if count > 1)
     if doubled:
         raise DatasetError(f"{root}: case id {doubled[0]} occurs more than once; give each case its own id or name")
     channels = facts.get("channel_names") or facts.get("modality") or facts.get("channels")
@@ -306,11 +311,15 @@ def _index(
 
 
 def _channels(declared: Any, files: int) -> tuple[str, ...]:
+    """Names as declared; empty for single files, which are named after what is in them when they are read.
+
+    Order of a mapping: by its numbers.
+    """
     if isinstance(declared, Mapping) and declared:
-        return tuple(str(declared[key]) for key in sorted(declared, key=lambda key: int(key)))
+        return tuple(str(declared[key]) for key in sorted(declared, key=lambda key: (len(key), key)))
     if isinstance(declared, list) and declared:
         return tuple(str(name) for name in declared)
-    return ("image",) if files == 1 else tuple(f"image_{number}" for number in range(files))
+    return UNDECLARED if files == 1 else tuple(f"image_{number}" for number in range(files))
 
 
 def _labels(declared: Any) -> dict[str, int]:
@@ -320,14 +329,19 @@ def _labels(declared: Any) -> dict[str, int]:
     if all(str(key).lstrip("-").isdigit() for key in declared):
         pairs = {str(name): int(key) for key, name in declared.items()}
     else:
-        pairs = {str(name): int(value) for name, value in declared.items() if not isinstance(value, list)}
+        pairs = {str(name): _label_value(name, value) for name, value in declared.items()}
     if 0 not in pairs.values():
         pairs = {"background": 0, **pairs}
     return dict(sorted(pairs.items(), key=lambda item: (item[1] != 0, item[1])))
 
 
-def _relative(path: str) -> str:
-    return path[2:] if path.startswith("./") else path
+def _label_value(name: Any, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"label '{name}' has value {value}; give one whole number per class, not a region"
+        ) from error
 
 
 def _volumes(folder: Path) -> list[Path]:
@@ -341,12 +355,3 @@ def _volumes(folder: Path) -> list[Path]:
         and not p.name.lower().endswith((".img", ".img.gz"))
         and p.is_file()
     )  # fmt: skip
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path}: is not valid JSON ({error}); mend it") from error

@@ -10,7 +10,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from medunet.data.volume import Volume, read_case
-from medunet.errors import InputError, MedunetError
+from medunet.errors import InputError
 
 
 class VolumeReader(ImageReader):
@@ -30,17 +30,17 @@ class VolumeReader(ImageReader):
             volume = read_case(paths)
             require_finite(volume, paths)
             return volume, paths
-        except MedunetError as error:
+        except Exception as error:
             return error, paths
 
     def get_data(self, img: Any) -> tuple[Any, dict[str, Any]]:
         """Array and meta data.
 
         Raises:
-            InputError: what `read` met.
+            InputError: the file cannot be used; other errors that `read` met are raised as they were.
         """
         content, paths = img
-        if isinstance(content, MedunetError):
+        if isinstance(content, Exception):
             raise content
         affine = np.array(content.grid.affine)
         meta = {

@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,23 @@ import numpy as np
 from medunet.data.atomic import atomic_path
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
-from medunet.types import AnyArray, FloatArray, IntArray, StrPath
+from medunet.types import AnyArray, FloatArray, IntArray, Shape, StrPath
 
-_NIBABEL = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".img", ".img.gz", ".mgz", ".mgh")
+_NIFTI = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".img", ".img.gz")
+_GEOMETRY = (
+    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+_NIBABEL = (*_NIFTI, ".mgz", ".mgh")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+_MOST_COLOURS = 4
 _PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *_PICTURES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
+_CUT_SHORT = re.compile(
+    r"expected \d+ bytes|not read completely|failed to read|truncated|empty file|end of file|cannot be read: ", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,17 @@ def stem_of(path: StrPath) -> str:
 def read_volume(path: StrPath) -> Volume:
     """Read a NIfTI, Analyze pair, MGH, NRRD, MetaImage, PNG, TIFF, BMP or JPEG file.
 
-    Integers stay integers unless the file scales them; a fourth NIfTI axis becomes channels.
+    Integers stay integers unless the file scales them, floating point becomes float32; a fourth axis, vector and colour
+    components become channels.
 
     Raises:
-        InputError: the file is missing, of another kind, truncated or corrupt.
+        InputError: the file is missing, of another kind, truncated or corrupt (gzip checksums are compared).
+        GeometryError: its affine is singular or not finite.
     """
     path = Path(path)
     with _readable(path):
-        return _reader(path)(path)
+        volume = _reader(path)(path)
+        return Volume(_plain(volume.array), volume.grid)
 
 
 def read_header(path: StrPath) -> Header:
@@ -90,6 +103,11 @@ def read_header(path: StrPath) -> Header:
             return _itk_header(path)
         volume = _reader(path)(path)
         return Header(volume.grid, volume.array.shape[0])
+
+
+def read_grid(path: StrPath) -> Grid:
+    """The grid alone; see `read_header`."""
+    return read_header(path).grid
 
 
 def read_case(paths: Sequence[StrPath]) -> Volume:
@@ -123,7 +141,7 @@ def read_label(path: StrPath) -> Volume:
         wrong = ~np.isfinite(array) | (array != np.round(array))
         if wrong.any():
             raise InputError(f"{path}: label value {array[wrong][0]:g} is not a whole number; store class numbers")
-        array = array.astype(np.int32)
+        array = array.astype(np.int32 if np.abs(array).max() < 2**31 else np.int64)
     return Volume(array, volume.grid)
 
 
@@ -131,14 +149,19 @@ def write_label(path: StrPath, array: IntArray, grid: Grid) -> None:
     """Write (x, y, z) labels as NIfTI in the smallest integer type, whole or not at all.
 
     The affine is stored in float32 (NIfTI-1 srow); one that was read from a NIfTI file comes back bit-equal.
+
+    Raises:
+        GeometryError: the array's shape is not the grid's.
+        InputError: the name is not a NIfTI file's, or a value does not fit 32 bits.
+        ResourceError: the disk is full.
     """
     if array.shape != grid.shape:
         raise GeometryError(f"{path}: label shape {array.shape} differs from its grid {grid.describe()}")
     low, high = int(array.min()), int(array.max())
-    dtype = next(
-        t for t in (np.uint8, np.int16, np.uint16, np.int32) if np.iinfo(t).min <= low <= high <= np.iinfo(t).max
-    )
-    _write_nifti(path, array.astype(dtype), grid)
+    dtype = next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low <= high <= np.iinfo(t).max), None)
+    if dtype is None:
+        raise InputError(f"{path}: label values {low} to {high} do not fit 32 bits; number the classes from 0")
+    _write_nifti(path, array.astype(dtype), grid, like)
 
 
 def write_image(path: StrPath, array: FloatArray, grid: Grid) -> None:
@@ -149,13 +172,15 @@ def write_image(path: StrPath, array: FloatArray, grid: Grid) -> None:
 def _write_nifti(path: StrPath, array: AnyArray, grid: Grid) -> None:
     import nibabel as nib
 
+    if suffix_of(path) not in (".nii", ".nii.gz"):
+        raise InputError(f"{path}: only NIfTI is written; give a name that ends in .nii or .nii.gz")
     image = nib.Nifti1Image(array, grid.affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(grid.affine, code=1, strip_shears=True)
     image.set_sform(grid.affine, code=1)
     content = image.to_bytes()
     with atomic_path(path) as temporary:
-        if str(path).endswith(".gz"):
+        if suffix_of(path) == ".nii.gz":
             content = gzip.compress(content, compresslevel=4, mtime=0)
         temporary.write_bytes(content)
 
@@ -173,22 +198,41 @@ def _reader(path: Path) -> Callable[[Path], Volume]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what readers raise on broken files into one sentence."""
+    """Turn what readers raise on broken files into one sentence that names the file."""
     if not path.is_file():
-        raise InputError(f"{path}: is missing; check the path")
+        raise InputError(f"{path}: {'is a folder; give a file' if path.is_dir() else 'is missing; check the path'}")
     try:
         yield
-    except InputError:
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}; correct its header or convert it again") from error
+    except (InputError, MemoryError):
         raise
-    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
-        raise InputError(
-            f"{path}: cannot be read, the file is truncated or corrupt ({error}); copy it again from its source"
-        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the file that belongs to it, {error.filename}, is missing; copy both") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read (permission denied); ask for access") from error
     except Exception as error:
-        reason = re.sub(r"\s+", " ", str(error))[:160]
-        raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}: {reason}); copy it again from its source or convert it"
-        ) from error
+        raise InputError(f"{path}: {_diagnosis(error)}") from error
+
+
+def _diagnosis(error: Exception) -> str:
+    """What an exception of a reading library says, in one line."""
+    text = re.sub(r"(?s)^Exception thrown in .*?ERROR: ", "", str(error))
+    reason = re.sub(r"\s+", " ", re.sub(r"\w+\(0x[0-9a-f]+\): ", "", text)).strip()[:200]
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, struct.error)) or _CUT_SHORT.search(str(error)):
+        return f"cannot be read, the file is truncated or corrupt ({reason}); copy it again from its source"
+    return f"cannot be read ({type(error).__name__}: {reason}); copy it again from its source or convert it"
+
+
+def _plain(array: AnyArray) -> AnyArray:
+    """Native integers or float32."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"voxels of type {array.dtype} are not real numbers")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _open_nibabel(path: Path) -> Any:
@@ -199,21 +243,42 @@ def _open_nibabel(path: Path) -> Any:
 
 def _nibabel_header(image: Any) -> Header:
     shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    if len(shape) > 3 and max(shape[4:], default=1) > 1:
+    if sum(n > 1 for n in shape[3:]) > 1:
         raise InputError(f"{image.get_filename()}: has {len(shape)} axes {shape}; give 3, or 4 with channels last")
-    return Header(Grid(shape[:3], image.affine), shape[3] if len(shape) > 3 else 1)
+    components = len(image.get_data_dtype().names or ("value",))
+    return Header(Grid(shape[:3], image.affine), int(np.prod(shape[3:])) * components)
 
 
 def _read_nibabel(path: Path) -> Volume:
     image = _open_nibabel(path)
     header = _nibabel_header(image)
-    raw = image.dataobj
-    scaled = getattr(raw, "slope", 1) not in (1, None) or getattr(raw, "inter", 0) not in (0, None)
-    array = np.asarray(raw)
-    if scaled or np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32)
-    array = array.reshape((*header.grid.shape, header.channels), order="A")
+    array = _checked_voxels(image, path) if path.name.lower().endswith((".gz", ".mgz")) else _voxels(image)
+    array = array.reshape((*header.grid.shape, -1), order="F")
     return Volume(np.moveaxis(array, -1, 0), header.grid)
+
+
+def _voxels(image: Any) -> AnyArray:
+    """Stored values with the file's scaling, x first; colour components as a last axis."""
+    array: AnyArray = np.asarray(image.dataobj)
+    if array.dtype.names:
+        return np.stack([array[name] for name in array.dtype.names], axis=-1)
+    proxy = image.dataobj
+    scaled = getattr(proxy, "slope", 1) not in (1, None) or getattr(proxy, "inter", 0) not in (0, None)
+    return array.astype(np.float32) if scaled else array
+
+
+def _checked_voxels(image: Any, path: Path) -> AnyArray:
+    """`_voxels` of a compressed file, read to its end: only there gzip compares the checksum (RFC 1952, CRC32)."""
+    kind = type(image)
+    holders = kind.filespec_to_file_map(path)
+    with ExitStack() as stack:
+        for holder in holders.values():
+            holder.fileobj = stack.enter_context(holder.get_prepare_fileobj("rb"))
+        array = _voxels(kind.from_file_map(holders))
+        for holder in holders.values():
+            while holder.fileobj.read(1 << 20):
+                pass
+    return array
 
 
 def _itk_header(path: Path) -> Header:
@@ -222,49 +287,60 @@ def _itk_header(path: Path) -> Header:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    size = (*reader.GetSize(), 1)[:3]
-    grid = _itk_grid(size, reader.GetSpacing(), reader.GetDirection(), reader.GetOrigin())
-    return Header(grid, reader.GetNumberOfComponents())
+    return _itk_geometry(reader, reader.GetNumberOfComponents())
 
 
 def _read_itk(path: Path) -> Volume:
     import SimpleITK as sitk  # noqa: N813
 
     image = sitk.ReadImage(str(path))
-    size = (*image.GetSize(), 1)[:3]
-    grid = _itk_grid(size, image.GetSpacing(), image.GetDirection(), image.GetOrigin())
-    channels = image.GetNumberOfComponentsPerPixel()
-    array = sitk.GetArrayFromImage(image).reshape((*size[::-1], channels))
-    array = np.ascontiguousarray(array.transpose(3, 2, 1, 0))
-    return Volume(array.astype(np.float32) if array.dtype == np.float64 else array, grid)
+    components = image.GetNumberOfComponentsPerPixel()
+    header = _itk_geometry(image, components)
+    array = sitk.GetArrayViewFromImage(image).reshape((-1, *header.grid.shape[::-1], components))
+    array = array.transpose(0, 4, 3, 2, 1).reshape((-1, *header.grid.shape))
+    return Volume(np.array(array), header.grid)
 
 
-def _itk_grid(size: Sequence[int], spacing: Any, direction: Any, origin: Any) -> Grid:
-    """SimpleITK's LPS geometry, 2D or 3D, in RAS."""
+def _itk_geometry(image: Any, components: int) -> Header:
+    """Grid and channels of a SimpleITK image or reader; axes after the third are channels."""
+    size = (*image.GetSize(), 1)
+    grid = _itk_grid(size[:3], image.GetSpacing(), image.GetDirection(), image.GetOrigin())
+    return Header(grid, int(np.prod(size[3:])) * components)
+
+
+def _itk_grid(size: Shape, spacing: Sequence[float], direction: Sequence[float], origin: Sequence[float]) -> Grid:
+    """SimpleITK's LPS geometry of two or more axes, in RAS."""
     dims = len(spacing)
+    axes = min(dims, 3)
     affine = np.eye(4)
-    affine[:dims, :dims] = np.array(direction).reshape(dims, dims) * np.array(spacing)
-    affine[:dims, 3] = origin
-    return Grid(tuple(size), _LPS_TO_RAS @ affine)
+    affine[:axes, :axes] = np.array(direction).reshape(dims, dims)[:axes, :axes] * np.array(spacing)[:axes]
+    affine[:axes, 3] = origin[:axes]
+    return Grid(size, _LPS_TO_RAS @ affine)
 
 
 def _read_picture(path: Path) -> Volume:
     array = _tiff(path) if suffix_of(path) in (".tif", ".tiff") else _pil(path)
-    array = array[..., None] if array.ndim == 2 else array
-    if array.shape[-1] in (2, 4) and (array[..., -1] == array.flat[array.shape[-1] - 1]).all():
-        array = array[..., :-1]  # a constant alpha channel carries nothing
+    array = _without_constant_alpha(array[..., None] if array.ndim == 2 else array)
     volume = np.ascontiguousarray(array.transpose(2, 1, 0)[..., None])
     return Volume(volume, Grid(volume.shape[1:], np.eye(4)))
+
+
+def _without_constant_alpha(array: AnyArray) -> AnyArray:
+    """(rows, columns, components) less a last component of grey+alpha or RGBA that carries nothing."""
+    has_alpha = array.shape[-1] in (2, 4) and (array[..., -1] == array[0, 0, -1]).all()
+    return array[..., :-1] if has_alpha else array
 
 
 def _tiff(path: Path) -> AnyArray:
     import tifffile
 
-    array: AnyArray = tifffile.imread(path)
-    if array.ndim == 3 and array.shape[0] <= 4 < array.shape[2]:
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim not in (2, 3):
-        raise InputError(f"{path}: has {array.ndim} axes {array.shape}; give a grey or colour picture")
+    with tifffile.TiffFile(path) as file:
+        array: AnyArray = file.series[0].asarray()
+        axes = file.series[0].axes
+    if axes in ("SYX", "CYX"):
+        return np.moveaxis(array, 0, -1)
+    if axes not in ("YX", "YXS", "YXC"):
+        raise InputError(f"{path}: is a stack of pages {array.shape}; give one picture per file, or a volume as NIfTI")
     return array
 
 
@@ -272,9 +348,21 @@ def _pil(path: Path) -> AnyArray:
     from PIL import Image
 
     with Image.open(path) as image:
-        colour = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-        colour = colour.convert("RGB") if colour.mode == "P" else colour
-        return np.asarray(colour.convert("L") if colour.mode == "1" else colour)
+        if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+            return _deep_colour(path)
+        if image.mode in ("P", "PA"):
+            return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+
+def _deep_colour(path: Path) -> AnyArray:
+    """Colour of 16 bits per component, which Pillow would cut to 8."""
+    import SimpleITK as sitk  # noqa: N813
+
+    array: AnyArray = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return array
 
 
 def _onto(volume: Volume, grid: Grid, name: str, first: str) -> AnyArray:

@@ -1,0 +1,128 @@
+"""Datalists: a CSV or JSON file with a row per case.
+
+Columns: image (or image_0, image_1, ..., or several files with ``;`` between them), label, and optionally id, patient,
+split (train, test or a fold number) and weight. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medunet.data.index import Case, Finding, read_json
+from medunet.data.volume import stem_of
+from medunet.errors import DatasetError
+
+
+def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any], list[Finding]]:
+    """Training cases, test cases, other facts (name, labels, ...) and findings.
+
+    Raises:
+        DatasetError: it is not a datalist, or a row is not complete or contradicts another.
+    """
+    rows, facts = _rows(path)
+    cases = [_case(row, number, path) for number, row in enumerate(rows)]
+    test = [case for case in cases if case.split == "test"]
+    training = [case for case in cases if case.split != "test"]
+    if not training:
+        raise DatasetError(f"{path}: has no training case; give a row per case with columns image and label")
+    _require_one_fold(training, path)
+    tested = {case.patient for case in test}
+    findings = [
+        Finding.of(
+            case.id, "patient in test set", f"patient {case.patient} is in the test set too; split by patient", False
+        )
+        for case in training
+        if case.patient in tested
+    ]
+    return training, test, {"name": path.stem, **facts}, findings
+
+
+def _require_one_fold(training: Sequence[Case], path: Path) -> None:
+    folds: dict[str, set[str]] = defaultdict(set)
+    for case in training:
+        folds[case.patient] |= {case.split} if case.split else set()
+    for patient, own in folds.items():
+        if len(own) > 1:
+            raise DatasetError(
+                f"{path}: patient {patient} is in folds {' and '.join(sorted(own))}; give its scans one fold"
+            )
+
+
+def _rows(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    if path.suffix.lower() == ".csv":
+        return _csv_rows(path), {}
+    content = read_json(path)
+    facts: dict[str, Any] = {}
+    rows = content
+    if isinstance(content, dict) and isinstance(content.get("training"), list):
+        tests = [row if isinstance(row, dict) else {"image": row} for row in content.get("test", [])]
+        rows = [*content["training"], *({"split": "test", **row} for row in tests)]
+        facts = {key: value for key, value in content.items() if key not in ("training", "test")}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DatasetError(f"{path}: is not a datalist; give a CSV, or a JSON list of {{image, label}}")
+    return rows, facts
+
+
+def _csv_rows(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
+
+
+def _case(row: Mapping[str, Any], number: int, path: Path) -> Case:
+    columns = [key for key in row if re.fullmatch(r"image(_\d+)?", key) and row[key]]
+    if not columns:
+        raise DatasetError(f"{path}: row {number + 1} has no column image; give image (or image_0, image_1, ...)")
+    files: list[str] = []
+    for column in sorted(columns, key=lambda key: (len(key), key)):
+        files += listed(row[column])
+    case = str(row.get("id") or stem_of(files[0]))
+    return Case(
+        id=case,
+        images=tuple(relative(file) for file in files),
+        label=relative(str(row["label"])) if row.get("label") else None,
+        patient=str(row.get("patient") or case),
+        weight=_weight(row.get("weight"), case, path),
+        split=_split(row, case, path),
+    )
+
+
+def _weight(value: Any, case: str, path: Path) -> float:
+    if value in (None, ""):
+        return 1.0
+    try:
+        weight = float(value)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: weight '{value}' of {case} is not a number; give a positive one") from error
+    if not 0 < weight < float("inf"):
+        raise DatasetError(f"{path}: weight {weight:g} of {case} is not positive; give a positive number")
+    return weight
+
+
+def _split(row: Mapping[str, Any], case: str, path: Path) -> str | None:
+    """``test``, a fold number, or None for a training case whose fold follows from its patient."""
+    given = [str(row[key]).strip() for key in ("split", "fold") if row.get(key) is not None]
+    for text in (t for t in given if t.lower() not in ("", "train", "training")):
+        if text.lower() == "test":
+            return "test"
+        if re.fullmatch(r"\d+(\.0*)?", text):
+            return text.split(".")[0]
+        raise DatasetError(f"{path}: split '{text}' of {case} is not known; give train, test or a fold number")
+    return None
+
+
+def listed(value: Any) -> list[str]:
+    """File names of a list, or of a text with ``;`` between them."""
+    return [str(v) for v in value] if isinstance(value, list) else [part.strip() for part in str(value).split(";")]
+
+
+def relative(path: str) -> str:
+    """A path as the records keep it."""
+    return path.removeprefix("./")
