@@ -196,7 +196,7 @@ def test_pictures_with_rgb_and_an_empty_label(tmp_path: Path) -> None:
         mask[3:9, 4:8] = 255 * n
         Image.fromarray(mask).save(tmp_path / "labels" / f"{n}.png")
     checked, measured = examine(read_index(tmp_path))
-    assert checked.channels == ("image_0", "image_1", "image_2")
+    assert checked.channels == ("red", "green", "blue")
     assert checked.labels == {"background": 0, "label_255": 255}
     assert measured[0].shape == (30, 20, 1)
     assert [f.kind for f in checked.findings] == ["empty label"]

@@ -96,6 +96,21 @@ def test_labels_round_trip_with_a_bit_equal_affine(scan: Path, tmp_path: Path) -
     assert np.array_equal(back.grid.affine, grid.affine)
 
 
+def test_a_label_copies_qform_and_sform_of_its_image(tmp_path: Path) -> None:
+    affine = make_phantom(5, (6, 5, 4), (1.1, 1.1, 3.3))[0].grid.affine
+    image = nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(None, code=0)
+    nib.save(image, tmp_path / "q.nii.gz")
+    source = read_volume(tmp_path / "q.nii.gz")
+    label = np.ones((6, 5, 4), np.uint8)
+    write_label(tmp_path / "l.nii.gz", label, source.grid, like=tmp_path / "q.nii.gz")
+    back = nib.load(tmp_path / "l.nii.gz")
+    assert np.array_equal(back.affine, source.grid.affine)
+    assert int(back.header["sform_code"]) == 0
+    assert back.get_data_dtype() == np.uint8
+
+
 def test_writing_twice_gives_the_same_bytes(scan: Path, tmp_path: Path) -> None:
     volume = read_volume(scan)
     for name in "ab":

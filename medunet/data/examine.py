@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from medunet.data.grid import Grid
-from medunet.data.index import UNDECLARED, Case, Finding, Index
-from medunet.data.volume import Volume, read_case, read_header, read_label
+from medunet.data.index import Case, Finding, Index
+from medunet.data.volume import Volume, read_case, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
 
@@ -59,7 +59,6 @@ def examine(
     Raises:
         DatasetError: cases have problems and `on_problem` is ``stop``, or no case is left.
     """
-    index = _with_channels(index)
     findings = list(index.findings)
     measured: list[Measurement] = []
     seen: dict[str, Measurement] = {}
@@ -144,7 +143,7 @@ def _grids_agree(image: Grid, label: Grid) -> bool:
 def _class_voxels(label: IntArray) -> dict[int, int]:
     """How often each value occurs, in ascending order; counted slice by slice, since a sort takes copies and time."""
     counts: Counter[int] = Counter()
-    for plane in label[0]:
+    for plane in _slices(label[0]):
         values, numbers = np.unique(plane, return_counts=True)
         counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
     return dict(sorted(counts.items()))
@@ -164,15 +163,16 @@ def _measure(case: str, image: Volume, label: Volume, classes: dict[int, int], f
 
 
 def _intensity(channel: AnyArray, foreground: AnyArray) -> ChannelMeasure:
-    flat = channel.reshape(-1)
+    flat = channel.reshape(-1, order="F")
+    mean, std = _moments(channel)
     low, middle, high = np.percentile(flat[:: max(1, flat.size // 1_000_000)], [0.5, 50, 99.5])
     inside = channel[foreground]
     step = -(-inside.size // _SAMPLE) or 1
     return ChannelMeasure(
         minimum=float(flat.min()),
         maximum=float(flat.max()),
-        mean=float(flat.mean(dtype=np.float64)),
-        std=float(flat.std(dtype=np.float64)),
+        mean=mean,
+        std=std,
         p00_5=float(low),
         p50=float(middle),
         p99_5=float(high),
@@ -180,9 +180,23 @@ def _intensity(channel: AnyArray, foreground: AnyArray) -> ChannelMeasure:
     )
 
 
+def _moments(channel: AnyArray) -> tuple[float, float]:
+    """Mean and standard deviation in double precision, without a copy of the volume in it."""
+    mean = sum(float(plane.sum(dtype=np.float64)) for plane in _slices(channel)) / channel.size
+    squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in _slices(channel))
+    return mean, float(np.sqrt(squares / channel.size))
+
+
+def _slices(array: AnyArray) -> AnyArray:
+    """Slices along the last axis, the slowest in memory of what the readers give."""
+    return np.moveaxis(array, -1, 0)
+
+
 def _digest(volume: Volume) -> str:
+    """sha256 over shape and voxels; the same for the same voxels in another file format."""
     digest = hashlib.sha256(repr(volume.array.shape).encode())
-    digest.update(np.ascontiguousarray(volume.array.astype(np.float32, copy=False)).data)
+    for plane in _slices(volume.array):
+        digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
     return digest.hexdigest()
 
 
@@ -192,11 +206,14 @@ def _duplicate(second: Measurement, first: Measurement) -> Finding:
 
 
 def _with_channels(index: Index, measured: Sequence[Measurement]) -> Index:
-    """Number the channels of a dataset that does not name them."""
-    if index.channels != UNDECLARED or not measured:
+    """Name undeclared channels after what most cases have: one image, the colours of a picture, or numbers."""
+    if index.channels or not measured:
         return index
-    most = Counter(len(m.intensities) for m in measured).most_common(1)[0][0]
-    return index if most == 1 else replace(index, channels=tuple(f"{UNDECLARED[0]}_{n}" for n in range(most)))
+    most, flat = Counter((len(m.intensities), m.shape[2] == 1) for m in measured).most_common(1)[0][0]
+    if most == 1:
+        return replace(index, channels=("image",))
+    colours = ("red", "green", "blue") if most == 3 and flat else ()
+    return replace(index, channels=colours or tuple(f"image_{number}" for number in range(most)))
 
 
 def _other_channels(measurement: Measurement, index: Index) -> Finding:
@@ -204,20 +221,6 @@ def _other_channels(measurement: Measurement, index: Index) -> Finding:
     plural = "s" * (got != 1)
     message = f"has {got} channel{plural}, the dataset {want} ({', '.join(index.channels)}); give one per channel"
     return Finding.of(measurement.id, "channels", message)
-
-
-def _with_channels(index: Index) -> Index:
-    """Name undeclared channels after the first readable case: colours of a picture, else ``image``."""
-    if index.channels:
-        return index
-    for case in index.training:
-        try:
-            count = read_header(index.paths(case)[0][0]).channels
-        except MedunetError:
-            continue
-        names = ("red", "green", "blue") if count == 3 else tuple(f"image_{number}" for number in range(count))
-        return replace(index, channels=("image",) if count == 1 else names)
-    return replace(index, channels=("image",))
 
 
 def _with_labels(index: Index, measured: Iterable[Measurement]) -> Index:

@@ -13,8 +13,6 @@ from medunet.errors import DatasetError
 from medunet.types import StrPath
 
 FOLDS = 5
-UNDECLARED = ("image",)
-"""Channel names of a dataset that does not name them; `examine` counts and numbers them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Index:
-    """A dataset as medunet sees it. `labels` maps names to stored values, background first."""
+    """A dataset as medunet sees it. `labels` maps names to stored values, background first.
+
+    Channels and labels that the dataset does not declare are empty until `examine` has seen what is there.
+    """
 
     root: str
     name: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.data.datalist import listed, read_datalist, relative
-from medunet.data.index import UNDECLARED, Case, Finding, Index, read_json
+from medunet.data.index import Case, Finding, Index, read_json
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import DatasetError
 
@@ -22,6 +22,7 @@ _LABEL_SUFFIX = re.compile(r"[_-](mask|label|labels|seg|segmentation|gt|roi)$", 
 _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_UNNAMED = "image"
 _IMAGES, _LABELS = (
     ("images", "image", "img", "imagesTr"),
     ("labels", "label", "masks", "mask", "segmentations", "labelsTr"),
@@ -228,7 +229,7 @@ def _case_folders(root: Path) -> Index | None:
     if not any(case.images and case.label for cases in kinds.values() for case in cases):
         return None
     if len(kinds) > 1 and all(len(cases) == len(cases[0].images) == 1 for cases in kinds.values()):
-        kinds = {UNDECLARED[0]: [case for cases in kinds.values() for case in cases]}  # names of cases, not of kinds
+        kinds = {_UNNAMED: [case for cases in kinds.values() for case in cases]}  # names of cases, not of kinds
     return _of_most(root, "case folders", {}, kinds, [])
 
 
@@ -257,7 +258,7 @@ def _prefix(path: Path, suffix: re.Pattern[str]) -> str:
 
 def _channel_name(stem: str, folder: str) -> str:
     """What a file name says beyond the patient: MR_T1 of MR_T1_image, flair of PATIENT_flair."""
-    return stem.removeprefix(folder).strip("_-.") or UNDECLARED[0]
+    return stem.removeprefix(folder).strip("_-.") or _UNNAMED
 
 
 def _no_image(case: str, label: str) -> Finding:
@@ -281,7 +282,8 @@ def _of_most(
                 message = f"is not used, most patients have {taken}; give a datalist to train on {kind}"
                 told.append(Finding.of(case.id, "other image", message, fatal=False))
     kept = tuple(case for case in kinds[taken] if case.images)
-    return _index(root, layout, {"channels": taken.split("+"), **facts}, kept, (), told)
+    channels = [] if taken == _UNNAMED else taken.split("+")
+    return _index(root, layout, {"channels": channels, **facts}, kept, (), told)
 
 
 def _index(
@@ -311,15 +313,12 @@ def _index(
 
 
 def _channels(declared: Any, files: int) -> tuple[str, ...]:
-    """Names as declared; empty for single files, which are named after what is in them when they are read.
-
-    Order of a mapping: by its numbers.
-    """
+    """Names as declared; empty for single files, which are named after what is in them when they are read."""
     if isinstance(declared, Mapping) and declared:
         return tuple(str(declared[key]) for key in sorted(declared, key=lambda key: (len(key), key)))
     if isinstance(declared, list) and declared:
         return tuple(str(name) for name in declared)
-    return UNDECLARED if files == 1 else tuple(f"image_{number}" for number in range(files))
+    return () if files == 1 else tuple(f"image_{number}" for number in range(files))
 
 
 def _labels(declared: Any) -> dict[str, int]:

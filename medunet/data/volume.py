@@ -29,7 +29,6 @@ _GEOMETRY = (
 )  # fmt: skip
 _NIBABEL = (*_NIFTI, ".mgz", ".mgh")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
-_MOST_COLOURS = 4
 _PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *_PICTURES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -145,10 +144,11 @@ def read_label(path: StrPath) -> Volume:
     return Volume(array, volume.grid)
 
 
-def write_label(path: StrPath, array: IntArray, grid: Grid) -> None:
+def write_label(path: StrPath, array: IntArray, grid: Grid, like: StrPath | None = None) -> None:
     """Write (x, y, z) labels as NIfTI in the smallest integer type, whole or not at all.
 
-    The affine is stored in float32 (NIfTI-1 srow); one that was read from a NIfTI file comes back bit-equal.
+    The affine is stored in float32 (NIfTI-1 srow). With `like`, the NIfTI file that `grid` was read from, its qform and
+    sform are copied as they are, so that the affine comes back bit-equal whichever of them holds it.
 
     Raises:
         GeometryError: the array's shape is not the grid's.
@@ -169,15 +169,23 @@ def write_image(path: StrPath, array: FloatArray, grid: Grid) -> None:
     _write_nifti(path, np.moveaxis(array, 0, -1) if array.ndim == 4 else array, grid)
 
 
-def _write_nifti(path: StrPath, array: AnyArray, grid: Grid) -> None:
+def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | None = None) -> None:
     import nibabel as nib
 
     if suffix_of(path) not in (".nii", ".nii.gz"):
         raise InputError(f"{path}: only NIfTI is written; give a name that ends in .nii or .nii.gz")
-    image = nib.Nifti1Image(array, grid.affine)
+    source = nib.load(like) if like is not None and suffix_of(like) in _NIFTI else None
+    if isinstance(source, nib.Nifti1Pair) and np.array_equal(source.affine, grid.affine):
+        header = nib.Nifti1Header()
+        for name in _GEOMETRY:
+            header[name] = source.header[name]
+        image = nib.Nifti1Image(array, None, header)
+        image.set_data_dtype(array.dtype)
+    else:
+        image = nib.Nifti1Image(array, grid.affine)
+        image.set_qform(grid.affine, code=1, strip_shears=True)
+        image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.set_qform(grid.affine, code=1, strip_shears=True)
-    image.set_sform(grid.affine, code=1)
     content = image.to_bytes()
     with atomic_path(path) as temporary:
         if suffix_of(path) == ".nii.gz":
@@ -319,28 +327,33 @@ def _itk_grid(size: Shape, spacing: Sequence[float], direction: Sequence[float],
 
 
 def _read_picture(path: Path) -> Volume:
-    array = _tiff(path) if suffix_of(path) in (".tif", ".tiff") else _pil(path)
-    array = _without_constant_alpha(array[..., None] if array.ndim == 2 else array)
-    volume = np.ascontiguousarray(array.transpose(2, 1, 0)[..., None])
+    pages = _tiff(path) if suffix_of(path) in (".tif", ".tiff") else _pil(path)[None]
+    pages = _without_constant_alpha(pages[..., None] if pages.ndim == 3 else pages)
+    volume = np.ascontiguousarray(pages.transpose(3, 2, 1, 0))
     return Volume(volume, Grid(volume.shape[1:], np.eye(4)))
 
 
-def _without_constant_alpha(array: AnyArray) -> AnyArray:
-    """(rows, columns, components) less a last component of grey+alpha or RGBA that carries nothing."""
-    has_alpha = array.shape[-1] in (2, 4) and (array[..., -1] == array[0, 0, -1]).all()
-    return array[..., :-1] if has_alpha else array
+def _without_constant_alpha(pages: AnyArray) -> AnyArray:
+    """(pages, rows, columns, components) less a last component of grey+alpha or RGBA that carries nothing."""
+    has_alpha = pages.shape[-1] in (2, 4) and (pages[..., -1] == pages[0, 0, 0, -1]).all()
+    return pages[..., :-1] if has_alpha else pages
 
 
 def _tiff(path: Path) -> AnyArray:
+    """(pages, rows, columns) or (pages, rows, columns, components); the pages of a stack are slices, 1 mm apart."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         array: AnyArray = file.series[0].asarray()
         axes = file.series[0].axes
     if axes in ("SYX", "CYX"):
-        return np.moveaxis(array, 0, -1)
-    if axes not in ("YX", "YXS", "YXC"):
-        raise InputError(f"{path}: is a stack of pages {array.shape}; give one picture per file, or a volume as NIfTI")
+        return np.moveaxis(array, 0, -1)[None]
+    if axes in ("YX", "YXS"):
+        return array[None]
+    if axes[1:] not in ("YX", "YXS"):
+        raise InputError(
+            f"{path}: has axes {axes} {array.shape}; give a picture, a stack of pages, or a volume as NIfTI"
+        )
     return array
 
 
