@@ -69,22 +69,32 @@ def test_mirroring_draws_then_applies() -> None:
         assert set(dims) <= {1, 3}
 
 
-@given(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6))
-def test_every_case_is_drawn_equally_often(cases: int, batch: int, steps: int) -> None:
-    data = [{"weight": 1.0}] * cases
-    draws = list(CaseSampler(data, batch, steps))
+@given(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6), st.integers(1, 4))
+def test_every_case_is_drawn_equally_often_over_all_passes(cases: int, batch: int, steps: int, passes: int) -> None:
+    sampler = CaseSampler([{"weight": 1.0}] * cases, batch, steps)
+    draws = [n for _ in range(passes) for n in sampler]
     counts = np.bincount(draws, minlength=cases)
-    assert len(draws) == batch * steps
+    assert len(draws) == batch * steps * passes
     assert counts.max() - counts.min() <= 1
 
 
-def test_weights_and_epochs_change_the_draws() -> None:
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 5))
+def test_processes_share_the_draws_of_one(cases: int, batch: int, steps: int) -> None:
+    data = [{"weight": 1.0}] * cases
+    whole = CaseSampler(data, 2 * batch, steps, seed=3)
+    parts = [CaseSampler(data, batch, steps, seed=3) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.rank, part.processes = rank, 2
+    for _ in range(2):
+        assert list(whole) == [n for pair in zip(*parts, strict=True) for n in pair]
+
+
+def test_weights_and_passes_change_the_draws() -> None:
     data = [{"weight": 9.0}, {"weight": 1.0}]
-    sampler = CaseSampler(data, 100, 10, seed=1)
+    sampler, twin = (CaseSampler(data, 100, 10, seed=1) for _ in range(2))
     first = list(sampler)
     assert 820 < first.count(0) < 970
-    assert list(sampler) == first
-    sampler.set_epoch(1)
+    assert list(twin) == first
     assert list(sampler) != first
     with pytest.raises(DatasetError, match="the fold has no training case"):
         iter(CaseSampler([], 1, 1))

@@ -25,9 +25,10 @@ class SaveLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.image_key]
-        name = item.get("output") or f"{stem_of(source_of(image).split(';')[0])}.nii.gz"
+        first = source_of(image).split(";")[0]
+        name = item.get("output") or f"{stem_of(first)}.nii.gz"
         for key in self.keys:
-            write_label(self.output_dir / name, item[key][0].numpy(), native_grid(image))
+            write_label(self.output_dir / name, item[key][0].numpy(), native_grid(image), like=first)
         return item
 
 

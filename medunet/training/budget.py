@@ -15,6 +15,8 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import BundleError
 from medunet.training.cases import CachedCases
+from medunet.training.checkpoints import plain
+from medunet.training.distributed import agree
 from medunet.training.log import Log
 
 _VALIDATION_SHARE = 0.06  # of the time, for validations before the last
@@ -74,7 +76,7 @@ class Budget:
 
     def measure(self, trainer: Any) -> Pace:
         """Time training steps on a copy of the network and the validation of two cases."""
-        network = copy.deepcopy(trainer.network)
+        network = copy.deepcopy(plain(trainer.network))
         step = _median_seconds(_steps(trainer, network), _WARMUP)
         case = _median_seconds(_cases(self.validator), 0)
         return Pace(step, case)
@@ -88,7 +90,8 @@ class Budget:
         self.validations = max(0, min(self.validations, allowed))
         steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
         epochs = max(1, round(steps / int(engine.state.epoch_length or 1)))
-        engine.state.max_epochs, engine.state.epoch_length = epochs, max(1, steps // epochs)
+        length = max(1, steps // epochs)
+        engine.state.max_epochs, engine.state.epoch_length, self.validations = agree(epochs, length, self.validations)
         self.log.calibrated(pace, engine)
 
     def _keep_pace(self, engine: Engine) -> None:
@@ -99,8 +102,8 @@ class Budget:
         per_epoch = (now - started) / max(1, engine.state.iteration - first) * int(engine.state.epoch_length or 1)
         left = self.seconds - (now - self.start) - self.reserve
         possible = engine.state.epoch + max(0, int(left / per_epoch))
-        if possible < int(engine.state.max_epochs or 0):
-            engine.state.max_epochs = max(possible, engine.state.epoch)
+        shortened = min(int(engine.state.max_epochs or 0), max(possible, engine.state.epoch))
+        engine.state.max_epochs = agree(shortened)[0]
 
 
 def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]:

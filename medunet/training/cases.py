@@ -91,7 +91,7 @@ class CachedCases(Dataset):
         for number in range(len(self.data)):
             self._prepared(number)
             progress(number + 1, len(self.data))
-            if self._used >= self.memory:
+            if number not in self._cache:
                 break
 
     def _prepared(self, number: int) -> Any:
@@ -119,19 +119,16 @@ class PatchPipeline:
 
 
 class CaseSampler(Sampler[int]):
-    """Draw `batch_size` x `steps` cases per epoch, with probability by weight, from a generator of its own.
+    """Draw `batch_size` x `steps` cases per pass, with probability by weight, from a generator of its own.
 
-    Every case is drawn equally often to within one when all weights are equal. With several processes each takes
-    every n-th draw, so that no draw is used twice.
+    When all weights are equal the draws of all passes together are one sequence of shuffled rounds through the cases:
+    every case is drawn equally often to within one. What is drawn depends on the seed and the number of the pass alone.
+    With several processes each takes every n-th draw, so that no draw is used twice.
     """
 
     def __init__(self, data: Sequence[Any], batch_size: int, steps: int, seed: int = 0) -> None:
-        self.data, self.draws, self.seed, self.epoch = data, int(batch_size) * int(steps), int(seed), 0
+        self.data, self.draws, self.seed, self.passes = data, int(batch_size) * int(steps), int(seed), 0
         self.rank, self.processes = _rank_and_size()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make the draws of an epoch depend on its number alone."""
-        self.epoch = int(epoch)
 
     def __len__(self) -> int:
         return self.draws
@@ -139,15 +136,26 @@ class CaseSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if not len(self.data):
             raise DatasetError("the fold has no training case; take another --fold or add cases")
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         total = self.draws * self.processes
+        first = self.passes * total
+        self.passes += 1
         weights = torch.tensor([float(item.get("weight", 1.0)) for item in self.data])
         if bool((weights == weights[0]).all()):
-            rounds = -(-total // len(weights))
-            order = torch.cat([torch.randperm(len(weights), generator=generator) for _ in range(rounds)])[:total]
+            order = self._rounds(first, first + total)
         else:
-            order = torch.multinomial(weights, total, replacement=True, generator=generator)
-        return iter(order[self.rank :: self.processes].tolist())
+            order = torch.multinomial(weights, total, replacement=True, generator=self._generator(first)).tolist()
+        return iter(order[self.rank :: self.processes])
+
+    def _rounds(self, start: int, stop: int) -> list[int]:
+        """Positions `start` to `stop` in the endless sequence of shuffled rounds."""
+        cases = len(self.data)
+        rounds = range(start // cases, -(-stop // cases))
+        sequence = [n for r in rounds for n in torch.randperm(cases, generator=self._generator(r)).tolist()]
+        offset = rounds.start * cases
+        return sequence[start - offset : stop - offset]
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
 def _rank_and_size() -> tuple[int, int]:

@@ -32,7 +32,16 @@ def local_device(backend: str = "auto") -> torch.device:
 def distribute(network: nn.Module, device: torch.device) -> nn.Module:
     """Move the network to the device and average its gradients over all processes."""
     network = network.to(device)
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+
+
+def agree(*numbers: int) -> list[int]:
+    """The first process's numbers, in every process: what was measured differs between them."""
+    values = list(numbers)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values
 
 
 def leave() -> None:
