@@ -16,6 +16,7 @@ from medunet.data.phantom import make_phantom
 from medunet.data.transforms import load_transform
 from medunet.data.volume import (
     read_case,
+    read_grid,
     read_header,
     read_label,
     read_volume,
@@ -173,3 +174,148 @@ def test_no_default_reader_steps_in_for_a_refused_file(real_data: Data) -> None:
     path = real_data("nifti_cases") / "nan" / "nan.mha"
     with pytest.raises(InputError, match=r"nan\.mha: \d+ of \d+ voxels are NaN or infinite"):
         load_transform(["image"])({"image": str(path)})
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.nii.gz", np.zeros((40, 40, 40), np.float32), Grid.from_spacing((40, 40, 40)))
+    content = bytearray((tmp_path / "x.nii.gz").read_bytes())
+    content[-8] ^= 1  # the checksum (RFC 1952: CRC32 and length end a gzip file)
+    (tmp_path / "x.nii.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.nii\.gz: cannot be read, the file is truncated or corrupt \(CRC"):
+        read_volume(tmp_path / "x.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd", ".png", ".tif"])
+def test_truncated_files_of_every_kind_name_the_file(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+    path = tmp_path / f"x{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(pixels if suffix in (".png", ".tif") else pixels[None]), str(path))
+    path.write_bytes(path.read_bytes()[:-250])
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    assert str(caught.value).startswith(f"{path}: cannot be read")
+    assert "copy it again from its source" in str(caught.value)
+    assert "/ITK/" not in str(caught.value)
+
+
+def test_an_impossible_affine_names_the_file(scan: Path, tmp_path: Path) -> None:
+    content = bytearray(nib.load(scan).to_bytes())
+    content[280:296] = bytes(16)  # srow_x
+    (tmp_path / "s.nii").write_bytes(content)
+    with pytest.raises(GeometryError, match=r"s\.nii: affine is singular"):
+        read_volume(tmp_path / "s.nii")
+
+
+def test_half_of_a_pair_names_the_other_half(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "p.hdr")
+    (tmp_path / "p.img").unlink()
+    with pytest.raises(InputError, match=r"p\.hdr: the file that belongs to it, .*p\.img, is missing"):
+        read_volume(tmp_path / "p.hdr")
+
+
+def test_other_byte_orders_become_native(tmp_path: Path) -> None:
+    voxels = np.arange(24, dtype=">i2").reshape(2, 3, 4)
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    nib.save(nib.Nifti1Image(voxels, np.eye(4), header), tmp_path / "b.nii")
+    array = read_volume(tmp_path / "b.nii").array
+    assert array.dtype == np.int16
+    assert array.dtype.isnative
+    assert np.array_equal(array[0], voxels)
+
+
+@pytest.mark.parametrize(("slope", "dtype"), [(1.0, np.int16), (0.5, np.float32)])
+def test_scaling_is_applied_and_integers_stay(tmp_path: Path, slope: float, dtype: type) -> None:
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    content = bytearray(image.to_bytes())
+    content[352:354] = np.int16(7).tobytes()
+    (tmp_path / "s.nii").write_bytes(content)
+    array = read_volume(tmp_path / "s.nii").array
+    assert array.dtype == dtype
+    assert array[0, 0, 0, 0] == 7 * (float(image.header["scl_slope"]) if slope != 1 else 1)
+
+
+def vector_nifti(path: Path, array: np.ndarray) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(array.transpose(3, 2, 1, 0), isVector=True), str(path))
+
+
+def colour_nifti(path: Path, array: np.ndarray) -> None:
+    voxels = np.zeros(array.shape[1:], dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for name, channel in zip("RGB", array, strict=True):
+        voxels[name] = channel
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def frames_nifti(path: Path, array: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(np.moveaxis(array, 0, -1), np.eye(4)), path)
+
+
+def frames_nrrd(path: Path, array: np.ndarray) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(array.transpose(0, 3, 2, 1), isVector=False), str(path.with_suffix(".nrrd")))
+    path.with_suffix(".nrrd").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [
+        (vector_nifti, ".nii.gz"),
+        (vector_nifti, ".mha"),
+        (colour_nifti, ".nii"),
+        (frames_nifti, ".nii"),
+        (frames_nrrd, ".nrrd"),
+    ],
+)
+def test_frames_vectors_and_colours_are_channels(
+    tmp_path: Path, write: Callable[[Path, np.ndarray], None], suffix: str
+) -> None:
+    array = np.arange(3 * 4 * 5 * 6, dtype=np.uint8).reshape(3, 4, 5, 6)
+    write(tmp_path / f"x{suffix}", array)
+    assert np.array_equal(read_volume(tmp_path / f"x{suffix}").array, array)
+    assert read_header(tmp_path / f"x{suffix}").channels == 3
+    assert read_grid(tmp_path / f"x{suffix}").shape == (4, 5, 6)
+
+
+def test_colour_of_16_bits_keeps_them(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint16).reshape(4, 6, 3) * 900
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / "d.png"))
+    volume = read_volume(tmp_path / "d.png")
+    assert np.array_equal(volume.array[:, :, :, 0], pixels.transpose(2, 1, 0))
+
+
+def test_alpha_that_varies_is_kept_and_constant_alpha_dropped(tmp_path: Path) -> None:
+    pixels = np.full((4, 6, 4), 200, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "c.png")
+    pixels[0, 0, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "v.png")
+    assert [read_volume(tmp_path / f"{name}.png").array.shape[0] for name in "cv"] == [3, 4]
+
+
+def test_large_label_values_do_not_wrap_and_are_refused_in_writing(tmp_path: Path) -> None:
+    grid = Grid.from_spacing((2, 2, 2))
+    write_image(tmp_path / "l.nii", np.full((2, 2, 2), 3e9, np.float32), grid)
+    label = read_label(tmp_path / "l.nii").array[0]
+    assert label.max() == 3_000_000_000
+    with pytest.raises(InputError, match="label values 3000000000 to 3000000000 do not fit 32 bits"):
+        write_label(tmp_path / "m.nii", label, grid)
+    with pytest.raises(InputError, match=r"only NIfTI is written; give a name that ends in \.nii"):
+        write_label(tmp_path / "m.mha", np.zeros((2, 2, 2), np.uint8), grid)
+    assert [p.name for p in tmp_path.iterdir()] == ["l.nii"]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"), [((0, 255), np.uint8), ((-1, 3), np.int16), ((0, 40_000), np.uint16), ((0, 70_000), np.int32)]
+)
+def test_labels_take_the_smallest_type(tmp_path: Path, values: tuple[int, int], dtype: type) -> None:
+    write_label(tmp_path / "l.nii.gz", np.array(values).reshape(2, 1, 1), Grid.from_spacing((2, 1, 1)))
+    assert nib.load(tmp_path / "l.nii.gz").get_data_dtype() == dtype
+
+
+def test_nuclei_are_colour_pictures(real_data: Data) -> None:
+    paths = sorted((real_data("nuclei") / "images").glob("*.png"))[:20]
+    for path in paths:
+        volume = read_volume(path)
+        width, height = Image.open(path).size
+        assert volume.array.shape == (3, width, height, 1)
