@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from medunet import verbs
 from medunet.errors import BundleError, DatasetError, MedunetError
-from medunet.training import CaseSampler, ClassLocations, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
+from medunet.training import Budget, CaseSampler, ClassLocations, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
 
 
 @given(st.tuples(*[st.integers(8, 20)] * 3), st.tuples(*[st.integers(2, 8)] * 3), st.floats(0, 1), st.integers(0, 1000))
@@ -194,6 +194,18 @@ def test_minutes_hold(planned_bundle: Path, tmp_path: Path) -> None:
     assert next(row for row in rows if row["event"] == "calibrate")["seconds_per_step"] > 0
     start = next(row for row in rows if row["event"] == "start")
     assert start["steps"] > 6
+
+
+def test_a_run_is_fitted_to_a_machine_that_changes() -> None:
+    budget = Budget(dataset=None, validator=None, log=None, minutes=10)
+    budget._epoch_seconds, budget.validation_seconds, budget.interval = 10.0, 4.0, 4  # 11 s an epoch
+    assert budget.adjusted(epoch=10, epochs=30, left=20 * 11.0 + 1) == 30  # as planned
+    assert budget.adjusted(epoch=10, epochs=30, left=22 * 11.0) == 30  # a little faster: it stays
+    assert budget.adjusted(epoch=10, epochs=30, left=15 * 11.0 + 1) == 25  # slower: shortened
+    assert budget.adjusted(epoch=10, epochs=30, left=40 * 11.0 + 1) == 50  # much faster: lengthened
+    assert budget.adjusted(epoch=10, epochs=30, left=-5.0) == 10
+    with pytest.raises(BundleError, match="minutes is 0; give a positive number"):
+        Budget(dataset=None, validator=None, log=None, minutes=0)
 
 
 def test_ctrl_c_leaves_a_usable_model(planned_bundle: Path, phantom_dataset: Path, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class Budget:
     """Preprocess the training cases when the run starts; with `minutes`, fit the number of steps to the time.
 
     The minutes count from the making of this handler to the end of the scores, preprocessing and validation included.
-    Should the machine become slower than it was when measured, the run is shortened at the end of an epoch.
+    Should the machine become slower, or over a tenth faster, than it was when measured, the number of epochs is changed
+    at the end of an epoch; the learning rate follows, and the checkpoint keeps the number.
     Without `minutes` the trainer's ``max_epochs`` holds.
 
     Args:
@@ -59,11 +60,14 @@ class Budget:
         self.seconds = None if minutes is None else 60.0 * float(minutes)
         self.validations, self.interval = int(validations), 1
         self.start = time.monotonic()
-        self.reserve = 0.0
+        self.reserve = self.validation_seconds = 0.0
+        self._epoch_started = self.start
+        self._epoch_seconds: float | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._note_time)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
 
     def _start(self, engine: Engine) -> None:
@@ -85,7 +89,7 @@ class Budget:
         cases = len(self.validator.data_loader)
         left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
         validation = cases * pace.case
-        self.reserve = validation + cases * _SCORING_SECONDS
+        self.reserve, self.validation_seconds = validation + cases * _SCORING_SECONDS, validation
         allowed = int(_VALIDATION_SHARE * left / validation) if validation else self.validations
         self.validations = max(0, min(self.validations, allowed))
         steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
@@ -94,16 +98,29 @@ class Budget:
         engine.state.max_epochs, engine.state.epoch_length, self.validations = agree(epochs, length, self.validations)
         self.log.calibrated(pace, engine)
 
+    def _note_time(self, engine: Engine) -> None:
+        self._epoch_started = time.monotonic()
+
     def _keep_pace(self, engine: Engine) -> None:
-        if self.seconds is None or engine.state.epoch >= (engine.state.max_epochs or 0):
+        if self.seconds is None or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             return
-        started, first = engine.state.step_clock
         now = time.monotonic()
-        per_epoch = (now - started) / max(1, engine.state.iteration - first) * int(engine.state.epoch_length or 1)
+        last = now - self._epoch_started
+        self._epoch_seconds = last if self._epoch_seconds is None else (self._epoch_seconds + last) / 2
         left = self.seconds - (now - self.start) - self.reserve
-        possible = engine.state.epoch + max(0, int(left / per_epoch))
-        shortened = min(int(engine.state.max_epochs or 0), max(possible, engine.state.epoch))
-        engine.state.max_epochs = agree(shortened)[0]
+        engine.state.max_epochs = agree(
+            self.adjusted(int(engine.state.epoch), int(engine.state.max_epochs or 0), left)
+        )[0]
+
+    def adjusted(self, epoch: int, epochs: int, left: float) -> int:
+        """How many epochs there shall be when `left` seconds remain for training after `epoch` of `epochs`.
+
+        Fewer when the time would not last, more when over a tenth more would fit; else the number stays.
+        """
+        pace = (self._epoch_seconds or 0.0) + self.validation_seconds / self.interval
+        possible = max(0, int(left / max(pace, 1e-9)))
+        planned = epochs - epoch
+        return epoch + possible if possible < planned or possible > 1.1 * planned + 1 else epochs
 
 
 def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]:
