@@ -39,7 +39,7 @@ class Budget:
     The minutes count from the making of this handler to the end of the scores, preprocessing and validation included.
     Should the machine become slower, or over a tenth faster, than it was when measured, the number of epochs is changed
     at the end of an epoch; the learning rate follows, and the checkpoint keeps the number.
-    Without `minutes` the trainer's ``max_epochs`` holds.
+    Without `minutes` the trainer's ``max_epochs`` holds; a resumed run keeps the number of its checkpoint.
 
     Args:
         validations: how often to validate before the end of the run; fewer when they would take over 6% of the time.
@@ -102,7 +102,7 @@ class Budget:
         self._epoch_started = time.monotonic()
 
     def _keep_pace(self, engine: Engine) -> None:
-        if self.seconds is None or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
+        if self.seconds is None or self.resume or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             return
         now = time.monotonic()
         last = now - self._epoch_started
