@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 PEAK = """
-import resource, sys
+import sys
 from dataclasses import replace
 from pathlib import Path
 from medunet.data.examine import examine
@@ -26,7 +26,7 @@ from medunet.data.index import read_index
 from medunet.planning import fingerprint
 index, count = read_index(Path(sys.argv[1])), int(sys.argv[2])
 fingerprint(*examine(replace(index, training=index.training[:count])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]))  # not ru_maxrss: that counts the parent
 """
 
 

@@ -222,7 +222,7 @@ def test_real_folders(real_data: Callable[[str], Path]) -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from dataclasses import replace
 from medunet.data.index import read_index, Case
 from medunet.data.examine import examine
@@ -230,7 +230,7 @@ from medunet.planning import fingerprint
 from pathlib import Path
 index, count = read_index(Path(sys.argv[1])), int(sys.argv[2])
 fingerprint(*examine(replace(index, training=index.training[:count])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024)
 """
 
 

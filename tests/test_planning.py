@@ -172,14 +172,15 @@ def test_the_fingerprint_of_real_mr(real_data: Callable[[str], Path]) -> None:
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
 from medunet.networks import UNet
 from medunet.training.losses import DiceCE
 torch.set_num_threads(1)
 base, depth, supervision, batch, patch = json.loads(sys.argv[1])
 network = UNet.of_depth(depth, base, len(patch), out_channels=3, deep_supervision=supervision)
 loss, optimizer = DiceCE(3), torch.optim.AdamW(network.parameters())
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this program; ru_maxrss would count what started it
+    return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
 def step(size, batch):
     label = torch.randint(0, 3, (batch, 1, *size), dtype=torch.uint8)
     loss(network(torch.randn(batch, 1, *size)), label).backward()
@@ -209,4 +210,4 @@ def test_the_memory_estimate_is_what_a_step_takes(
         ((3,) * dims,) * depth, 2, supervision,
     )  # fmt: skip
     ratio = training_bytes(shape, patch, batch, "cpu") / float(done.stdout)
-    assert 0.7 < ratio < 1.4
+    assert 0.8 < ratio < 1.3

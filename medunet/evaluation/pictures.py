@@ -84,7 +84,7 @@ def _planes(
         size = (image.shape[across] * spacing[across], image.shape[down] * spacing[down])
         grey = _upright(scaled[tuple(cut)], picture)
         outlines = _outlines({key: _upright(m[tuple(cut)], picture) for key, m in maps.items()}, labels)
-        result.append(Plane("picture" if picture else name, _svg(grey, outlines, size, name)))
+        result.append(Plane("picture" if picture else name, _svg(grey, outlines, size, 480.0 if picture else 240.0)))
     return result
 
 
@@ -140,15 +140,14 @@ def _runs(edges: BoolArray) -> list[tuple[int, int, int]]:
     return [(int(line), int(s), int(e - s)) for line, s, e in zip(lines, starts, ends, strict=True)]
 
 
-def _svg(grey: AnyArray, outlines: str, size: tuple[float, float], name: str) -> str:
-    """`size` in mm gives the shape; outlines are in pixels of `grey` and do not scale their width."""
+def _svg(grey: AnyArray, outlines: str, size: tuple[float, float], height: float) -> str:
+    """`size` in mm gives the shape, `height` the pixels on the page; outlines are in pixels of `grey`."""
     rows, columns = grey.shape
     data = base64.b64encode(_png(grey)).decode()
-    height = 240.0
-    width = max(60.0, min(420.0, height * size[0] / max(size[1], 1e-6)))
+    width = max(60.0, min(1.75 * height, height * size[0] / max(size[1], 1e-6)))
     height = width * size[1] / max(size[0], 1e-6)
     return (
-        f'<svg role="img" aria-label="{name}" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {columns} {rows}" '
+        f'<svg role="img" width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {columns} {rows}" '
         f'preserveAspectRatio="none"><image width="{columns}" height="{rows}" preserveAspectRatio="none" '
         f'href="data:image/png;base64,{data}"/>{outlines}</svg>'
     )
