@@ -1,4 +1,4 @@
-"""What a training step and an inference window take in memory, by arithmetic on the network's layers.
+"""What a training step takes in memory, by arithmetic on the network's layers.
 
 Training keeps, for every convolution, its input and its output (the normalisation needs it) until the backward pass;
 the estimate adds weights, gradients, the two Adam moments and the loss. A test compares it to a step's real peak.
@@ -75,17 +75,6 @@ def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
         if level <= net.deep_supervision:
             stored += _LOSS_COPIES * net.out_channels * voxels
     return int(_ALLOCATOR * _FLOAT * (stored + transient))
-
-
-def inference_bytes(net: NetworkShape, window: Sequence[int]) -> int:
-    """Peak bytes of the forward pass of one window, float32: the skips and the widest block."""
-    size, skips, widest = [int(n) for n in window], 0, 0
-    for level, width in enumerate(net.channels):
-        size = [math.ceil(n / s) for n, s in zip(size, net.strides[level], strict=True)]
-        voxels = math.prod(size)
-        skips += width * voxels
-        widest = max(widest, 4 * width * voxels)
-    return _FLOAT * (skips + widest)
 
 
 def _block_parameters(inputs: int, outputs: int, taps: int, convs: int) -> int:

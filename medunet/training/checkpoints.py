@@ -53,7 +53,6 @@ class Checkpoints:
             "epoch_length": engine.state.epoch_length,
             "best": self.best,
             "rng": torch.get_rng_state(),
-            "seconds": float(getattr(engine.state, "seconds", 0.0)),
         }
         write_with(self.last, lambda path: torch.save(content, path))
         self.steps_saved = engine.state.iteration
@@ -84,7 +83,6 @@ class Checkpoints:
             raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
-        engine.state.seconds_before = state["seconds"]
         self.best, self.steps_saved = state["best"], state["iteration"]
         torch.set_rng_state(state["rng"])
 
