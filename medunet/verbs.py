@@ -11,6 +11,7 @@ from medunet.errors import BundleError, InputError
 from medunet.types import StrPath
 
 if TYPE_CHECKING:
+    from medunet.data.dicom.scan import Scan
     from medunet.data.examine import Measurement
     from medunet.data.index import Index
     from medunet.inference.runner import CaseResult, Segmenter
@@ -33,6 +34,17 @@ def fingerprint(dataset: StrPath, on_problem: str = "stop", progress: Progress |
     from medunet import planning
 
     return planning.fingerprint(*_examined(dataset, on_problem, progress))
+
+
+def dicom(folder: StrPath, *, allow_gaps: bool = False) -> Scan:
+    """What a folder, DICOMDIR, zip or file of DICOM holds, with a geometry verdict for every stack of images.
+
+    Raises:
+        InputError: it is missing or a broken archive.
+    """
+    from medunet.data.dicom.scan import scan
+
+    return scan(folder, allow_gaps=allow_gaps)
 
 
 def plan(

@@ -27,6 +27,9 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle f
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
+AllowGaps = Annotated[
+    bool, typer.Option("--allow-gaps", help="interpolate missing DICOM slices instead of refusing the series")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="train for N epochs")]
 
 
@@ -150,6 +153,22 @@ def report(
     from medunet import verbs
 
     state.say(f"wrote {verbs.report(source, output)}")
+
+
+@app.command()
+def dicom(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder, DICOMDIR, zip or file")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the list here")] = None,
+    allow_gaps: AllowGaps = False,
+) -> None:
+    """List the DICOM series of a folder with a geometry verdict each."""
+    from medunet import verbs
+    from medunet.data.atomic import write_json
+
+    found = verbs.dicom(folder, allow_gaps=allow_gaps)
+    state.scan(folder, found)
+    if json_file:
+        write_json(json_file, found.as_json())
 
 
 @app.command()

@@ -40,6 +40,26 @@ class Printer:
         for finding in found.findings:
             self.say(f"  note      {finding.message}")
 
+    def scan(self, folder: Path, found: Any) -> None:
+        """Every stack of images with its verdict, then label objects and what was set aside."""
+        patients = len({series.patient for series in found.series})
+        counts = [
+            _counted(len(found.series), "stack of images", "stacks of images"), _counted(patients, "patient"),
+            _counted(len(found.labels), "label object"), f"{_counted(len(found.aside), 'file')} set aside",
+        ]  # fmt: skip
+        self.say(f"{folder}: {', '.join(counts)}")
+        for series in found.series:
+            grid = series.layout.grid
+            size = f"  {' x '.join(map(str, grid.shape))} voxels of {_spacing(grid.spacing)} mm" if grid else ""
+            images = _counted(len(series.frames), "image")
+            self.say(f"  {series.verdict.state:<9} {series.patient or '-'}  {series.name}  {images}{size}")
+            for reason in (*series.verdict.reasons, *series.verdict.notes):
+                self.say(f"{'':<12}{reason}")
+        for label in found.labels:
+            self.say(f"  {label.kind.lower():<9} {label.patient or '-'}  {label.path}")
+        for reason, number, first in _grouped(found.aside):
+            self.say(f"  {'aside':<9} {first}{f' and {number - 1} more' if number > 1 else ''}: {reason}")
+
     def plan(self, result: Any, bundle: Path, rows: Sequence[dict[str, str]]) -> None:
         """The plan in a few lines, or with every reason."""
         if rows:
@@ -87,3 +107,19 @@ class Printer:
         """The count at the end of a batch."""
         good = sum(result.state in ("done", "already done") for result in results)
         self.say(f"{good} of {len(results)} cases in {output}")
+
+
+def _counted(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _spacing(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:.3g}" for s in spacing)
+
+
+def _grouped(aside: Sequence[Any]) -> list[tuple[str, int, str]]:
+    """(reason, how many, the first) of what was set aside."""
+    groups: dict[str, list[str]] = {}
+    for item in aside:
+        groups.setdefault(item.reason, []).append(item.location)
+    return [(reason, len(places), places[0]) for reason, places in groups.items()]

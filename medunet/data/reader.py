@@ -14,7 +14,7 @@ from medunet.errors import InputError
 
 
 class VolumeReader(ImageReader):
-    """Read one file, or one file per channel, as float32 (channels, x, y, z) in RAS.
+    """Read one file or DICOM series, or one per channel, as float32 (channels, x, y, z) in RAS.
 
     MONAI falls back to other readers when ``read`` raises; so errors are collected there and raised by ``get_data``.
     """
@@ -51,6 +51,8 @@ class VolumeReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             "filename_or_obj": ";".join(paths),
         }
+        if content.verdict is not None:
+            meta["geometry"] = dict(content.verdict)
         return np.ascontiguousarray(content.array, dtype=np.float32), meta
 
 

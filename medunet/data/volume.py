@@ -9,7 +9,7 @@ import gzip
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,11 @@ _CUT_SHORT = re.compile(
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels (channels, x, y, z) and where they lie."""
+    """Voxels (channels, x, y, z) and where they lie; `verdict` is what DICOM geometry was found to be."""
 
     array: AnyArray
     grid: Grid
+    verdict: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Header:
 
     grid: Grid
     channels: int
+    verdict: Mapping[str, Any] | None = None
 
 
 def suffix_of(path: StrPath) -> str:
@@ -72,15 +74,21 @@ def stem_of(path: StrPath) -> str:
 
 
 def read_volume(path: StrPath) -> Volume:
-    """Read a NIfTI, Analyze pair, MGH, NRRD, MetaImage, PNG, TIFF, BMP or JPEG file.
+    """Read a NIfTI, Analyze pair, MGH, NRRD, MetaImage, PNG, TIFF, BMP, JPEG or DICOM file, or a folder of DICOM.
+
+    DICOM sources may choose among several series (`medunet.data.dicom.source`); their geometry is checked, not guessed.
 
     Integers stay integers unless the file scales them, floating point becomes float32; a fourth axis, vector and colour
     components become channels.
 
     Raises:
         InputError: the file is missing, of another kind, truncated or corrupt (gzip checksums are compared).
-        GeometryError: its affine is singular or not finite.
+        GeometryError: its affine is singular or not finite, or the geometry of a DICOM series is refused.
     """
+    if _is_dicom(path):
+        from medunet.data.dicom.volumes import read_source
+
+        return read_source(path)
     path = Path(path)
     with _readable(path):
         volume = _reader(path)(path)
@@ -93,6 +101,10 @@ def read_header(path: StrPath) -> Header:
     Raises:
         InputError: as `read_volume`.
     """
+    if _is_dicom(path):
+        from medunet.data.dicom.volumes import read_series_header
+
+        return read_series_header(path)
     path = Path(path)
     with _readable(path):
         suffix = suffix_of(path)
@@ -122,8 +134,9 @@ def read_case(paths: Sequence[StrPath]) -> Volume:
     arrays = [first.array]
     for path in paths[1:]:
         volume = read_volume(path)
+        _require_one_frame(first, volume, str(path), str(paths[0]))
         arrays.append(_onto(volume, first.grid, str(path), str(paths[0])))
-    return Volume(np.concatenate([a.astype(np.float32, copy=False) for a in arrays]), first.grid)
+    return Volume(np.concatenate([a.astype(np.float32, copy=False) for a in arrays]), first.grid, first.verdict)
 
 
 def read_label(path: StrPath) -> Volume:
@@ -191,6 +204,12 @@ def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | Non
         if suffix_of(path) == ".nii.gz":
             content = gzip.compress(content, compresslevel=4, mtime=0)
         temporary.write_bytes(content)
+
+
+def _is_dicom(path: StrPath) -> bool:
+    from medunet.data.dicom.source import is_dicom
+
+    return is_dicom(path)
 
 
 def _reader(path: Path) -> Callable[[Path], Volume]:
@@ -376,6 +395,16 @@ def _deep_colour(path: Path) -> AnyArray:
 
     array: AnyArray = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     return array
+
+
+def _require_one_frame(first: Volume, other: Volume, name: str, first_name: str) -> None:
+    """DICOM channels share a frame of reference: coordinates of another one mean nothing here (PS3.3 C.7.4.1)."""
+    frames = [v.verdict.get("frame_of_reference") for v in (first, other) if v.verdict is not None]
+    if len(set(frames)) > 1:
+        raise GeometryError(
+            f"{name}: frame of reference {frames[1] or '(none)'} differs from {frames[0] or '(none)'} of {first_name}; "
+            f"channels of a case need one; register the series first"
+        )
 
 
 def _onto(volume: Volume, grid: Grid, name: str, first: str) -> AnyArray:

@@ -1,0 +1,232 @@
+"""One record per image plane, from classic single-frame objects and enhanced multi-frame objects alike.
+
+Values are read as numbers or refused in words; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from medunet.data.dicom.files import DicomFile
+
+COLOUR = "is a colour picture"
+_MOST_FRAMES = 100_000
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plane of pixels and where it lies (DICOM patient coordinates, LPS mm; PS3.3 C.7.6.2).
+
+    `position` is the centre of the first pixel; `orientation` the direction of the columns (along a row) and of the
+    rows; `spacing` the distance between rows and between columns in mm. None is what the file does not say.
+    """
+
+    file: DicomFile
+    number: int
+    sop_uid: str
+    rows: int
+    columns: int
+    position: Triple | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, float] | None
+    thickness: float | None
+    slope: float
+    intercept: float
+    keys: Mapping[str, Any] = field(repr=False)
+    problem: str = ""
+
+
+class _BadValueError(ValueError):
+    """An element whose value cannot be used."""
+
+
+def frames_of(file: DicomFile) -> list[Frame]:
+    """The planes of an image object, each with the first problem that forbids its use."""
+    header = file.header
+    try:
+        count = _integer(header, "NumberOfFrames", 1)
+        if not 1 <= count <= _MOST_FRAMES:
+            raise _BadValueError(f"NumberOfFrames is {count}")
+        if "PerFrameFunctionalGroupsSequence" in header:
+            return _enhanced(file, count)
+        frame = _frame(file, 0, [header])
+        if count > 1:
+            frame = _with_problem(frame, f"is one object of {count} frames without a position for each")
+        return [frame]
+    except _BadValueError as error:
+        return [_unusable(file, str(error))]
+    except Exception as error:  # pydicom raises many kinds when it converts broken values
+        return [_unusable(file, f"its header is broken ({type(error).__name__}: {' '.join(str(error).split())[:120]})")]
+
+
+def _enhanced(file: DicomFile, count: int) -> list[Frame]:
+    """Frames of an enhanced object: each function group stands per frame, or once for all (PS3.3 C.7.6.16)."""
+    header = file.header
+    groups = header.PerFrameFunctionalGroupsSequence
+    if len(groups) != count:
+        raise _BadValueError(f"NumberOfFrames is {count} and {len(groups)} frames are described")
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    common = _flattened(shared[0]) if len(shared) else []
+    return [_frame(file, number, [*_flattened(group), *common, header]) for number, group in enumerate(groups)]
+
+
+def _flattened(group: Any) -> list[Any]:
+    """The first item of every sequence of a functional group."""
+    items = []
+    for element in group:
+        if element.VR == "SQ" and element.value:
+            items.append(element.value[0])
+            items += [e.value[0] for e in element.value[0] if e.VR == "SQ" and e.value]
+    return items
+
+
+def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
+    """A frame whose elements are looked up in `places`, nearest first."""
+    header = file.header
+    rows, columns = _integer(header, "Rows"), _integer(header, "Columns")
+    if rows < 1 or columns < 1:
+        raise _BadValueError(f"has {rows} rows and {columns} columns")
+    position = _numbers(places, "ImagePositionPatient", 3)
+    orientation = _numbers(places, "ImageOrientationPatient", 6)
+    spacing = _numbers(places, "PixelSpacing", 2)
+    thickness = _numbers(places, "SliceThickness", 1)
+    slope, intercept = _numbers(places, "RescaleSlope", 1) or (1.0,), _numbers(places, "RescaleIntercept", 1) or (0.0,)
+    return Frame(
+        file=file,
+        number=number,
+        sop_uid=str(header.get("SOPInstanceUID", "")),
+        rows=rows,
+        columns=columns,
+        position=None if position is None else (position[0], position[1], position[2]),
+        orientation=orientation,
+        spacing=None if spacing is None else (spacing[0], spacing[1]),
+        thickness=thickness[0] if thickness and thickness[0] > 0 else None,
+        slope=slope[0],
+        intercept=intercept[0],
+        keys=_keys(places),
+        problem=_problem(file, position, orientation, spacing, slope[0]),
+    )
+
+
+def _problem(file: DicomFile, position: Any, orientation: Any, spacing: Any, slope: float) -> str:
+    """What forbids the use of a plane, in a few words; empty when nothing does."""
+    missing = [
+        name
+        for name, value in (
+            ("ImagePositionPatient", position), ("ImageOrientationPatient", orientation), ("PixelSpacing", spacing),
+        )
+        if value is None
+    ]  # fmt: skip
+    if missing:
+        return f"has no {' and no '.join(missing)}"
+    if min(spacing) <= 0:
+        return f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm"
+    if max(abs(p) for p in position) > 1e6 or max(spacing) > 1e4:
+        return "its position or spacing is beyond all measure"
+    if slope == 0:
+        return "RescaleSlope is 0"
+    return _pixel_problem(file) or _orientation_problem(orientation)
+
+
+def _orientation_problem(orientation: Sequence[float]) -> str:
+    """PS3.3 C.7.6.2.1.1: both directions are unit vectors and orthogonal."""
+    row, column = orientation[:3], orientation[3:]
+    lengths = [math.sqrt(sum(v * v for v in vector)) for vector in (row, column)]
+    if max(abs(length - 1) for length in lengths) > 0.01:
+        return f"ImageOrientationPatient has vectors of length {lengths[0]:.3g} and {lengths[1]:.3g}, not 1"
+    cosine = sum(a * b for a, b in zip(row, column, strict=True))
+    return (
+        f"ImageOrientationPatient has vectors that are not orthogonal (cosine {cosine:.3g})"
+        if abs(cosine) > 0.01
+        else ""
+    )
+
+
+def _pixel_problem(file: DicomFile) -> str:
+    header = file.header
+    if file.pixels is None:
+        return "" if file.syntax == "1.2.840.10008.1.2.1.99" else "has no pixel data"
+    if file.pixels.problem:
+        return file.pixels.problem
+    if _integer(header, "SamplesPerPixel", 1) != 1:
+        return COLOUR
+    if "ModalityLUTSequence" in header:
+        return "maps its values with a ModalityLUTSequence, which is not read"
+    bits, stored = _integer(header, "BitsAllocated"), _integer(header, "BitsStored", _integer(header, "BitsAllocated"))
+    if bits not in (8, 16, 32) or not 1 <= stored <= bits:
+        return f"has {stored} of {bits} bits per pixel, which is not read"
+    needed = header.Rows * header.Columns * bits // 8 * _integer(header, "NumberOfFrames", 1)
+    if file.pixels.length is not None and file.pixels.length < needed:
+        return f"its pixel data has {file.pixels.length} bytes, {needed} are needed"
+    return ""
+
+
+def _keys(places: Sequence[Any]) -> dict[str, Any]:
+    """What may tell apart images that lie at the same place."""
+    header = places[-1]
+    kind = next((p.FrameType for p in places if "FrameType" in p), header.get("ImageType")) or ()
+    return {
+        "temporal position": _first(places, "TemporalPositionIdentifier", "TemporalPositionIndex"),
+        "echo": _first(places, "EchoNumbers", "EffectiveEchoTime", "EchoTime"),
+        "b-value": _first(places, "DiffusionBValue"),
+        "image type": "/".join(str(part) for part in kind),
+        "stack": _first(places, "StackID"),
+        "acquisition": _first(places, "AcquisitionNumber", "FrameAcquisitionNumber"),
+        "inversion time": _first(places, "InversionTime"),
+        "trigger time": _first(places, "TriggerTime", "NominalCardiacTriggerDelayTime"),
+    }
+
+
+def _first(places: Sequence[Any], *keywords: str) -> str | None:
+    for keyword in keywords:
+        for place in places:
+            value = place.get(keyword)
+            if value not in (None, ""):
+                return str(value)
+    return None
+
+
+def _numbers(places: Sequence[Any], keyword: str, count: int) -> tuple[float, ...] | None:
+    """Finite numbers of the nearest place that has the element; None where none has it."""
+    value = next((place.get(keyword) for place in places if place.get(keyword) not in (None, "")), None)
+    if value is None:
+        return None
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise _BadValueError(f"{keyword} is not numbers ({str(value)[:40]})") from error
+    if len(numbers) < count or (count > 1 and len(numbers) != count) or not all(map(math.isfinite, numbers)):
+        raise _BadValueError(f"{keyword} is {', '.join(map(str, numbers))[:60]}, not {count} finite numbers")
+    return numbers[:count]
+
+
+def _integer(header: Any, keyword: str, default: int | None = None) -> int:
+    value = header.get(keyword)
+    if value in (None, ""):
+        if default is None:
+            raise _BadValueError(f"has no {keyword}")
+        return default
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise _BadValueError(f"{keyword} is not a whole number ({str(value)[:40]})") from error
+
+
+def _unusable(file: DicomFile, problem: str) -> Frame:
+    return Frame(file, 0, _text(file.header, "SOPInstanceUID"), 0, 0, None, None, None, None, 1.0, 0.0, {}, problem)
+
+
+def _text(header: Any, keyword: str) -> str:
+    try:
+        return str(header.get(keyword) or "")
+    except Exception:  # a value that pydicom cannot convert says nothing
+        return ""
+
+
+def _with_problem(frame: Frame, problem: str) -> Frame:
+    return replace(frame, problem=problem)

@@ -1,0 +1,35 @@
+"""Label objects of a case: SEG and RTSTRUCT on the grid of the image that they were drawn on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medunet.data.dicom.labels import label_map
+from medunet.data.dicom.source import Source
+from medunet.data.dicom.volumes import read_series_header
+from medunet.data.volume import Volume
+from medunet.errors import InputError
+from medunet.types import StrPath
+
+
+def read_label_source(source: StrPath) -> Volume:
+    """The label map (1, x, y, z) of ``FILE#on=IMAGE&NAME=VALUE&...``; IMAGE is relative to the file's folder.
+
+    Raises:
+        InputError: the source names no structure, or one that is not there.
+        GeometryError: the label lies in another frame of reference, or the image is refused.
+    """
+    where = Source.parse(source)
+    image = image_of(where)
+    classes = {name: int(value) for name, value in where.options.items() if name not in ("on", "image")}
+    if not classes:
+        raise InputError(f"{source}: names no structure; give FILE#on=IMAGE&NAME=VALUE")
+    header = read_series_header(image)
+    frame = str((header.verdict or {}).get("frame_of_reference", ""))
+    found = label_map(where.path, header.grid, frame, classes)
+    return Volume(found.array[None], header.grid, header.verdict)
+
+
+def image_of(where: Source) -> str:
+    """The image source that a label source lies on."""
+    return str(Path(where.path.parent, where.options["on"]))

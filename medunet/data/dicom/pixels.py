@@ -1,0 +1,110 @@
+"""Stored pixel values of a plane: native data straight from the file, compressed data through pydicom's decoders."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from medunet.data.dicom.files import BoundedFile, quiet, read_whole
+from medunet.data.dicom.frames import Frame
+from medunet.errors import InputError
+from medunet.types import AnyArray
+
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_MOST_PIXELS = 2**31
+
+
+def stored_type(frame: Frame) -> np.dtype[Any]:
+    """The native integer type of a frame's stored values (PS3.5 section 8.1.1)."""
+    header = frame.file.header
+    return np.dtype(f"{'i' if int(header.get('PixelRepresentation') or 0) else 'u'}{int(header.BitsAllocated) // 8}")
+
+
+def read_plane(frame: Frame) -> AnyArray:
+    """Stored values (rows, columns) of a frame, before rescaling.
+
+    Raises:
+        InputError: the pixel data is cut off, or no decoder for its transfer syntax is installed.
+    """
+    if frame.rows * frame.columns > _MOST_PIXELS:
+        raise InputError(f"{frame.file.location}: {frame.rows} x {frame.columns} pixels are too many; check the header")
+    span = frame.file.pixels
+    plane = _native(frame) if span is not None and span.length is not None else _decoded(frame)
+    return _significant(plane, frame)
+
+
+def pixel_digest(frame: Frame) -> bytes:
+    """sha256 of a plane's stored values and what scales them: equal for copies of one image."""
+    digest = hashlib.sha256(repr((frame.slope, frame.intercept)).encode())
+    digest.update(np.ascontiguousarray(read_plane(frame)).data)
+    return digest.digest()
+
+
+def _native(frame: Frame) -> AnyArray:
+    dtype = stored_type(frame)
+    plane = np.empty((frame.rows, frame.columns), dtype)
+    with frame.file.location.open() as file:
+        _fill(file, plane, frame)
+    return plane.byteswap() if frame.file.syntax == _BIG_ENDIAN else plane
+
+
+def _fill(file: BoundedFile, plane: AnyArray, frame: Frame) -> None:
+    span = frame.file.pixels
+    if span is None:
+        raise InputError(f"{frame.file.location}: has no pixel data; copy it again")
+    file.seek(span.offset + frame.number * plane.nbytes)
+    got = file.readinto(plane.data.cast("B"))
+    if got != plane.nbytes:
+        raise InputError(f"{frame.file.location}: pixel data is cut off ({got} of {plane.nbytes} bytes); copy it again")
+
+
+def _decoded(frame: Frame) -> AnyArray:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    name = frame.file.location
+    with quiet():
+        try:
+            dataset = read_whole(name)
+            if "TransferSyntaxUID" not in dataset.file_meta:
+                dataset.file_meta.TransferSyntaxUID = frame.file.syntax
+            decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        except NotImplementedError as error:
+            raise InputError(f"{name}: is compressed as {_syntax_name(frame)}, which is not read") from error
+        if not decoder.is_available:
+            raise InputError(
+                f"{name}: is compressed as {_syntax_name(frame)}; install its decoder: pip install 'medunet[dicom]'"
+            )
+        try:
+            array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
+        except Exception as error:  # decoders raise many kinds
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{name}: its compressed pixels cannot be decoded ({reason}); copy it again") from error
+    if array.shape != (frame.rows, frame.columns):
+        raise InputError(
+            f"{name}: its compressed picture is {array.shape}, the header says {(frame.rows, frame.columns)}; "
+            f"copy it again"
+        )
+    return np.asarray(array, dtype=stored_type(frame))
+
+
+def _syntax_name(frame: Frame) -> str:
+    from pydicom.uid import UID
+
+    return UID(frame.file.syntax).name
+
+
+def _significant(plane: AnyArray, frame: Frame) -> AnyArray:
+    """Only BitsStored bits below HighBit carry the value: old files keep overlays in the others."""
+    header = frame.file.header
+    allocated, stored = int(header.BitsAllocated), int(header.get("BitsStored") or header.BitsAllocated)
+    high = int(header.get("HighBit", stored - 1) or 0)
+    if stored == allocated:
+        return plane
+    unsigned = plane.view(f"u{allocated // 8}")
+    if plane.dtype.kind == "u" and high == stored - 1 and not (unsigned >> stored).any():
+        return plane
+    shifted = unsigned << (allocated - 1 - high)
+    result: AnyArray = shifted.view(plane.dtype) >> (allocated - stored)
+    return result

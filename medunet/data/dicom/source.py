@@ -1,0 +1,58 @@
+"""How a case names what it is read from: ``PATH``, or ``PATH#OPTION=VALUE&...`` as in a web address.
+
+Images: ``FOLDER#series=UID&part=echo 2&allow_gaps=1`` chooses a stack among several.
+Labels: ``FILE.dcm#on=../image&GTV_Mass=1`` says on which image a label object lies and which of its structures has
+which value. What a dataset's index resolved stands there to be read; nothing is searched for again when training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from medunet.data.volume import VOLUME_SUFFIXES
+from medunet.types import StrPath
+
+_CONTAINERS = (".zip",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A path and its options, in order."""
+
+    path: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: StrPath) -> Source:
+        """The inverse of `str`; a file whose name holds a ``#`` is itself."""
+        whole = str(text)
+        head, mark, tail = whole.partition("#")
+        if not mark or Path(whole).exists():
+            return cls(Path(whole))
+        pairs = (pair.partition("=") for pair in tail.split("&") if pair)
+        return cls(Path(head), {unquote(key): unquote(value) for key, _, value in pairs})
+
+    def __str__(self) -> str:
+        if not self.options:
+            return str(self.path)
+        pairs = "&".join(f"{quote(key, safe=' ')}={quote(value, safe=' ./')}" for key, value in self.options.items())
+        return f"{self.path}#{pairs}"
+
+    def with_options(self, **options: str) -> Source:
+        """With more options."""
+        return Source(self.path, {**self.options, **options})
+
+
+def is_dicom(text: StrPath) -> bool:
+    """Whether a source is read as DICOM: a folder, a zip, a DICOMDIR or a file that starts as DICOM does."""
+    path = Source.parse(text).path
+    if path.is_dir() or path.name.upper() == "DICOMDIR" or path.name.lower().endswith(_CONTAINERS):
+        return True
+    if path.name.lower().endswith(VOLUME_SUFFIXES) or not path.is_file():
+        return False
+    from medunet.data.dicom.files import is_dicom_file
+
+    return is_dicom_file(path)
