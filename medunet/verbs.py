@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-def index(dataset: StrPath, on_problem: str = "stop", progress: Progress | None = None) -> Index:
+def index(
+    dataset: StrPath, on_problem: str = "stop", progress: Progress | None = None, *, allow_gaps: bool = False
+) -> Index:
     """Recognise a dataset folder (or a datalist, or an index written before) and check every case.
 
     Raises:
         DatasetError: nothing is recognised, or cases have problems and `on_problem` is ``stop``.
     """
-    return _examined(dataset, on_problem, progress)[0]
+    return _examined(dataset, on_problem, progress, allow_gaps)[0]
 
 
 def fingerprint(dataset: StrPath, on_problem: str = "stop", progress: Progress | None = None) -> Fingerprint:
@@ -54,6 +56,8 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     on_problem: str = "stop",
     progress: Progress | None = None,
+    *,
+    allow_gaps: bool = False,
 ) -> Plan:
     """Index a dataset, plan a run within `budget`, and write the bundle.
 
@@ -63,7 +67,7 @@ def plan(
     from medunet import planning
     from medunet.bundle import write_bundle
 
-    indexed, measurements = _examined(dataset, on_problem, progress)
+    indexed, measurements = _examined(dataset, on_problem, progress, allow_gaps)
     data = planning.fingerprint(indexed, measurements)
     result = planning.plan(data, budget or planning.Budget(), settings)
     write_bundle(result, indexed, data, Path(bundle))
@@ -162,11 +166,13 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     return target
 
 
-def _examined(dataset: StrPath, on_problem: str, progress: Progress | None) -> tuple[Index, tuple[Measurement, ...]]:
+def _examined(
+    dataset: StrPath, on_problem: str, progress: Progress | None, allow_gaps: bool = False
+) -> tuple[Index, tuple[Measurement, ...]]:
     from medunet.data.examine import examine
     from medunet.data.index import read_index
 
-    return examine(read_index(Path(dataset)), on_problem=on_problem, progress=progress)
+    return examine(read_index(Path(dataset), allow_gaps=allow_gaps), on_problem=on_problem, progress=progress)
 
 
 def _bundle(folder: StrPath) -> Path:

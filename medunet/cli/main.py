@@ -47,13 +47,14 @@ def index(
     dataset: DatasetArgument,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the index here")] = None,
     on_problem: Annotated[str, typer.Option("--on-problem", help="stop, or skip cases with problems")] = "stop",
+    allow_gaps: AllowGaps = False,
 ) -> None:
     """Recognise a dataset, check every case, and list what was found."""
     from medunet import verbs
     from medunet.data.atomic import write_json
 
     options.one_of("--on-problem", on_problem, ("stop", "skip"))
-    found = verbs.index(dataset, on_problem, state.progress("checking cases"))
+    found = verbs.index(dataset, on_problem, state.progress("checking cases"), allow_gaps=allow_gaps)
     state.index(found)
     if json_file:
         write_json(json_file, found.as_json())
@@ -71,13 +72,14 @@ def plan(
     config: Annotated[list[str] | None, typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
     settings: Set = None,
     explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
+    allow_gaps: AllowGaps = False,
 ) -> None:
     """Plan a training run for a dataset and write it as a MONAI bundle."""
     from medunet import verbs
     from medunet.bundle.writer import explain as rows
 
     budget, chosen = options.plan_options(dims, device, memory, (minutes, epochs), config or [], settings or [])
-    result = verbs.plan(dataset, bundle, budget, chosen, progress=state.progress("checking cases"))
+    result = verbs.plan(dataset, bundle, budget, chosen, progress=state.progress("checking cases"), allow_gaps=allow_gaps)
     state.plan(result, bundle, rows(result) if explain else [])
 
 

@@ -1,7 +1,10 @@
 """Datalists: a CSV or JSON file with a row per case.
 
 Columns: image (or image_0, image_1, ..., or several files with ``;`` between them), label, and optionally id, patient,
-split (train, test or a fold number) and weight. Paths are relative to the file.
+split (train, test or a fold number), weight and roi. Paths are relative to the file.
+
+An image may be a DICOM folder, zip or file, or a SeriesInstanceUID below the datalist's folder; a label may be a DICOM
+SEG or RTSTRUCT, of which ``roi`` names the structures: ``GTV`` or ``GTV=1;Node=2``.
 """
 
 from __future__ import annotations
@@ -12,10 +15,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from medunet.data.index import Case, Finding, read_json
-from medunet.data.volume import stem_of
+from medunet.data.volume import stem_of, suffix_of
 from medunet.errors import DatasetError
+
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")
 
 
 def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any], list[Finding]]:
@@ -83,15 +90,30 @@ def _case(row: Mapping[str, Any], number: int, path: Path) -> Case:
     files: list[str] = []
     for column in sorted(columns, key=lambda key: (len(key), key)):
         files += listed(row[column])
-    case = str(row.get("id") or stem_of(files[0]))
+    files = [f".#series={file}" if _UID.fullmatch(file) else relative(file) for file in files]
+    case = str(row.get("id") or _name(files[0]))
     return Case(
         id=case,
-        images=tuple(relative(file) for file in files),
-        label=relative(str(row["label"])) if row.get("label") else None,
+        images=tuple(files),
+        label=_label(row),
         patient=str(row.get("patient") or case),
         weight=_weight(row.get("weight"), case, path),
         split=_split(row, case, path),
     )
+
+
+def _name(file: str) -> str:
+    """A case's name from its first file; from the folders above for a folder of DICOM, which is often called image."""
+    path = Path(file.partition("#")[0])
+    folders = [part for part in path.parts if part.lower() not in ("image", "images", "dicom", ".", "..")]
+    return stem_of(path) if suffix_of(path) else "_".join(folders) or file.removeprefix(".#series=")
+
+
+def _label(row: Mapping[str, Any]) -> str | None:
+    if not row.get("label"):
+        return None
+    roi = row.get("roi")
+    return relative(str(row["label"])) + (f"#roi={quote(str(roi), safe=' ')}" if roi else "")
 
 
 def _weight(value: Any, case: str, path: Path) -> float:

@@ -125,8 +125,10 @@ class Index:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_index(dataset: StrPath) -> Index:
+def read_index(dataset: StrPath, *, allow_gaps: bool = False) -> Index:
     """Recognise a dataset folder, a datalist file, or an index written before; voxels are not read.
+
+    With `allow_gaps`, missing DICOM slices are interpolated instead of refused.
 
     Raises:
         DatasetError: it is missing or nothing is recognised.
@@ -140,7 +142,7 @@ def read_index(dataset: StrPath) -> Index:
         content = read_json(dataset)
         if isinstance(content, dict) and content.get("format") == "medunet index":
             return Index.from_json(content)
-    return recognise(dataset.resolve())
+    return recognise(dataset.resolve(), allow_gaps=allow_gaps)
 
 
 def read_json(path: Path) -> Any:

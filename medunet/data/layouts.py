@@ -15,7 +15,8 @@ from medunet.errors import DatasetError
 
 KNOWN = (
     "a CSV or JSON datalist, MSD (dataset.json with a list 'training'), nnU-Net raw (imagesTr/NAME_0000.nii.gz, "
-    "labelsTr), BIDS derivatives, images/ + labels/, or one folder per case with *image* and *mask* files"
+    "labelsTr), BIDS derivatives, images/ + labels/, one folder per case with *image* and *mask* files, "
+    "or DICOM series with SEG or RTSTRUCT objects"
 )
 _LABEL_WORDS = re.compile(r"mask|label|seg|^gt$|^roi$", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(r"[_-](mask|label|labels|seg|segmentation|gt|roi)$", re.IGNORECASE)
@@ -29,12 +30,25 @@ _IMAGES, _LABELS = (
 )
 
 
-def recognise(dataset: Path) -> Index:
-    """The index of a folder or datalist.
+def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
+    """The index of a folder or datalist; what its DICOM sources mean is settled.
 
     Raises:
         DatasetError: nothing is recognised; the message lists the layouts.
     """
+    index = _recognised(dataset)
+    if not any(_may_be_dicom(source) for case in (*index.training, *index.test) for source in (*case.images, case.label)):
+        return index
+    from medunet.data.dicom.dataset import resolve
+
+    return resolve(index, allow_gaps=allow_gaps)
+
+
+def _may_be_dicom(source: str | None) -> bool:
+    return source is not None and not source.lower().endswith(VOLUME_SUFFIXES)
+
+
+def _recognised(dataset: Path) -> Index:
     if dataset.is_file():
         if dataset.suffix.lower() not in (".csv", ".json"):
             raise DatasetError(f"{dataset}: is not a dataset; give a folder, or a datalist (.csv, .json)")
@@ -42,7 +56,7 @@ def recognise(dataset: Path) -> Index:
     for name in ("datalist.json", "datalist.csv"):
         if (dataset / name).is_file():
             return _datalist(dataset / name)
-    for layout in (_msd, _nnunet, _bids, _paired, _case_folders):
+    for layout in (_msd, _nnunet, _bids, _paired, _case_folders, _dicom_tree):
         found = layout(dataset)
         if found is not None:
             return found
@@ -231,6 +245,14 @@ def _case_folders(root: Path) -> Index | None:
     if len(kinds) > 1 and all(len(cases) == len(cases[0].images) == 1 for cases in kinds.values()):
         kinds = {_UNNAMED: [case for cases in kinds.values() for case in cases]}  # names of cases, not of kinds
     return _of_most(root, "case folders", {}, kinds, [])
+
+
+def _dicom_tree(root: Path) -> Index | None:
+    """DICOM in folders of any depth: every SEG or RTSTRUCT with the series that it was drawn on."""
+    from medunet.data.dicom.dataset import find_labelled
+
+    kinds, findings = find_labelled(root)
+    return _of_most(root, "DICOM", {}, kinds, findings)
 
 
 def _by_prefix(folder: Path) -> dict[str, tuple[list[Path], Path | None]]:
