@@ -1,0 +1,1 @@
+"""DICOM series and label objects: read, checked, placed by geometry."""
