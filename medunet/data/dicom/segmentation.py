@@ -43,13 +43,31 @@ class Planes:
         origins: (n, 3) centres of each frame's first pixel.
         columns: (n, 3) steps from one column to the next.
         rows: (n, 3) steps from one row to the next.
-        step: mm between slices as the file says it, or its slice thickness, 0 when it says neither.
+        step: Spacing Between Slices in mm, 0 when the file does not say.
+        thickness: Slice Thickness in mm, 0 when the file does not say.
     """
 
     origins: FloatArray
     columns: FloatArray
     rows: FloatArray
     step: float
+    thickness: float
+
+    @property
+    def normal(self) -> FloatArray:
+        """Unit normal (3,) of the first frame."""
+        normal: FloatArray = np.cross(self.columns[0], self.rows[0])
+        return normal / float(np.linalg.norm(normal))
+
+    @property
+    def pixel(self) -> float:
+        """The shorter edge of a pixel in mm."""
+        return float(min(np.linalg.norm(self.columns[0]), np.linalg.norm(self.rows[0])))
+
+    def apart(self) -> float:
+        """Smallest distance in mm between two planes, 0 when there is one plane."""
+        gaps = np.diff(np.sort(self.origins @ self.normal))
+        return float(gaps[gaps > _EVEN * self.pixel].min(initial=np.inf)) if (gaps > _EVEN * self.pixel).any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +99,7 @@ class Segments:
         Raises:
             InputError: they are cut short or compressed in a way that nothing installed decodes.
         """
-        from pydicom.pixels import iter_pixels
+        from pydicom.pixels.utils import iter_pixels
 
         try:
             yield from iter_pixels(self.dataset, indices=list(indices)) if len(indices) else ()
@@ -161,9 +179,8 @@ class _Groups:
     def segment(self) -> int:
         return int(self.value("SegmentIdentificationSequence", "ReferencedSegmentNumber"))
 
-    def step(self) -> float:
-        spacing = self.value("PixelMeasuresSequence", "SpacingBetweenSlices", needed=False)
-        return float(spacing or self.value("PixelMeasuresSequence", "SliceThickness", needed=False) or 0)
+    def length(self, keyword: str) -> float:
+        return abs(float(self.value("PixelMeasuresSequence", keyword, needed=False) or 0))
 
     def plane(self) -> FloatArray:
         """(3, 3): origin, column step, row step in RAS mm (PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1)."""
@@ -180,7 +197,8 @@ class _Groups:
 
 def _planes(groups: Sequence[_Groups]) -> Planes:
     planes = np.array([group.plane() for group in groups])
-    return Planes(planes[:, 0], planes[:, 1], planes[:, 2], groups[0].step())
+    lengths = (groups[0].length(keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
+    return Planes(planes[:, 0], planes[:, 1], planes[:, 2], *lengths)
 
 
 def place(segments: Segments, numbers: Iterable[int], grid: Grid, threshold: float = 0.5) -> dict[int, Layer]:
@@ -209,7 +227,7 @@ def layers(
         raise InputError(f"segments {unknown}: are not there; give some of {segments.labels}")
     put = _copied if _coincides(segments, grid) else _sampled
     if segments.kind == "LABELMAP":
-        every = put(segments, range(len(segments.numbers)), lambda p: np.where(np.isin(p, numbers), p + 1, 0), grid)
+        every = put(segments, range(len(segments.numbers)), _chosen(numbers), grid)
         for number in numbers:
             yield number, Layer(every.values == number + 1, every.outside, every.notes)
         return
@@ -232,6 +250,11 @@ def present(segments: Segments, threshold: float = 0.5) -> tuple[str, ...]:
             if any(keep(pixels).any() for pixels in segments.pixels(frames)):
                 found.add(number)
     return tuple(label for label, number in segments.labels.items() if number in found)
+
+
+def _chosen(numbers: list[int]) -> Callable[[AnyArray], IntArray]:
+    """Number + 1 where a label map's frame has one of the numbers, else 0."""
+    return lambda pixels: np.where(np.isin(pixels, numbers), pixels.astype(np.int32) + 1, 0)
 
 
 def _foreground(segments: Segments, threshold: float) -> Callable[[AnyArray], IntArray]:
@@ -285,24 +308,22 @@ def _coincides(segments: Segments, grid: Grid) -> bool:
 
 def _sparser(planes: Planes, grid: Grid) -> bool:
     """Whether the file's slices lie further apart than the grid's, so that the ones between have no frame."""
-    normal = np.cross(planes.columns[0], planes.rows[0])
-    normal /= np.linalg.norm(normal)
-    slices = 1 / np.abs(np.linalg.inv(grid.affine)[:3, :3] @ normal).max()
-    places = np.unique(np.round(planes.origins @ normal, 3))
-    apart = np.diff(places).min() if len(places) > 1 else planes.step
-    return bool(min(apart, planes.step) > 1.5 * slices)
+    slices = 1 / np.abs(np.linalg.inv(grid.affine)[:3, :3] @ planes.normal).max()
+    said = planes.step or planes.thickness
+    apart = planes.apart() or said
+    return bool(min(apart, said or apart) > 1.5 * slices)
 
 
 def _copied(segments: Segments, indices: Sequence[int], keep: Callable[[AnyArray], IntArray], grid: Grid) -> _Painted:
     """Pixels copied to the voxels that they coincide with."""
     values = np.zeros(grid.shape, np.int32)
     origins, columns, rows = (np.rint(part).astype(int) for part in _in_voxels(segments.planes, grid))
-    outside = cut = 0
+    outside, cut = 0, 0
     for index, pixels in zip(indices, segments.pixels(indices), strict=True):
         frame = keep(pixels)
         across, down = int(np.abs(columns[index]).argmax()), int(np.abs(rows[index]).argmax())
         through = 3 - across - down
-        total = np.count_nonzero(frame)
+        total = int(np.count_nonzero(frame))
         landed = 0
         if 0 <= origins[index, through] < grid.shape[through]:
             target = np.moveaxis(values, (through, down, across), (0, 1, 2))[origins[index, through]]
@@ -312,7 +333,7 @@ def _copied(segments: Segments, indices: Sequence[int], keep: Callable[[AnyArray
             part = frame[np.ix_(inside_r, inside_c)]
             where = np.ix_(r[inside_r], c[inside_c])
             target[where] = np.where(part, part, target[where])
-            landed = np.count_nonzero(part)
+            landed = int(np.count_nonzero(part))
         outside += bool(total and not landed)
         cut += bool(landed and landed < total)
     return _Painted(values, outside, _beyond(outside, cut))
@@ -352,16 +373,14 @@ def _source(segments: Segments) -> tuple[Grid, IntArray]:
     """The grid that the frames form, missing ones included, and each frame's slice on it."""
     planes = segments.planes
     rows, columns = _size(segments)
-    first = np.concatenate([planes.columns[0], planes.rows[0]])
-    normal = np.cross(planes.columns[0], planes.rows[0])
-    normal /= np.linalg.norm(normal)
+    normal = planes.normal
     depth = planes.origins @ normal
     start = planes.origins[depth.argmin()]
     reach = planes.origins[depth.argmax()] - start
-    places = np.unique(np.round(depth, 3))
-    tolerance = _EVEN * min(np.linalg.norm(planes.columns[0]), np.linalg.norm(planes.rows[0]))
-    parallel = np.abs(np.hstack([planes.columns, planes.rows]) - first).max() * max(rows, columns) <= tolerance
-    for apart in (planes.step, float(np.diff(places).min()) if len(places) > 1 else 0.0):
+    tolerance = _EVEN * planes.pixel
+    turned = max(np.abs(planes.columns - planes.columns[0]).max(), np.abs(planes.rows - planes.rows[0]).max())
+    parallel = turned * max(rows, columns) <= tolerance
+    for apart in (planes.step, planes.apart(), planes.thickness):
         if apart <= 0 or not parallel:
             continue
         slots = np.rint((depth - depth.min()) / apart).astype(np.int64)
@@ -371,7 +390,7 @@ def _source(segments: Segments) -> tuple[Grid, IntArray]:
             affine[:3] = np.column_stack([planes.columns[0], planes.rows[0], step, start])
             return Grid((columns, rows, int(slots.max()) + 1), affine), slots
     raise GeometryError(
-        f"segmentation: its {len(places)} planes are not parallel and evenly spaced and do not coincide with the "
+        f"segmentation: its planes are not parallel and evenly spaced and do not coincide with the "
         f"volume's slices; give the series it was drawn on"
     )
 
