@@ -63,6 +63,8 @@ def label_map(
     """
     if not classes or not all(1 <= value <= _LARGEST for value in classes.values()):
         raise InputError(f"{path}: classes {dict(classes)} do not each have a value of 1 to {_LARGEST}; give them one")
+    if not 0 < threshold <= 1:
+        raise InputError(f"{path}: threshold {threshold} is not a share above 0 up to 1; give one such as 0.5")
     source = _read(path)
     chosen, notes = _choose(path, source, tuple(classes))
     for name in chosen:

@@ -57,7 +57,8 @@ class Planes:
     def normal(self) -> FloatArray:
         """Unit normal (3,) of the first frame."""
         normal: FloatArray = np.cross(self.columns[0], self.rows[0])
-        return normal / float(np.linalg.norm(normal))
+        unit: FloatArray = normal / np.linalg.norm(normal)
+        return unit
 
     @property
     def pixel(self) -> float:
@@ -189,7 +190,7 @@ class _Groups:
         between_rows, between_columns = (float(s) for s in self.value("PixelMeasuresSequence", "PixelSpacing"))
         cosines = np.array(orientation, np.float64).reshape(2, 3)
         origin = np.array(position, np.float64)
-        plane = np.stack([origin, cosines[0] * between_columns, cosines[1] * between_rows]) * LPS_TO_RAS
+        plane: FloatArray = np.stack([origin, cosines[0] * between_columns, cosines[1] * between_rows]) * LPS_TO_RAS
         if not np.isfinite(plane).all() or np.linalg.norm(np.cross(plane[1], plane[2])) < 1e-9:
             raise GeometryError(f"{self._where}: its plane has no area {plane.tolist()}; export the SEG again")
         return plane
@@ -390,8 +391,8 @@ def _source(segments: Segments) -> tuple[Grid, IntArray]:
             affine[:3] = np.column_stack([planes.columns[0], planes.rows[0], step, start])
             return Grid((columns, rows, int(slots.max()) + 1), affine), slots
     raise GeometryError(
-        f"segmentation: its planes are not parallel and evenly spaced and do not coincide with the "
-        f"volume's slices; give the series it was drawn on"
+        "segmentation: its planes are not parallel and evenly spaced and do not coincide with the "
+        "volume's slices; give the series it was drawn on"
     )
 
 
