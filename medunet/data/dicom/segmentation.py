@@ -102,8 +102,13 @@ class Segments:
         """
         from pydicom.pixels.utils import iter_pixels
 
+        if not len(indices):
+            return
         try:
-            yield from iter_pixels(self.dataset, indices=list(indices)) if len(indices) else ()
+            if self.dataset.BitsAllocated == 1 and not self.dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+                yield from (_bits(self.dataset, index) for index in indices)
+            else:
+                yield from iter_pixels(self.dataset, indices=list(indices))
         except (ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError) as error:
             raise InputError(f"segmentation: its frames cannot be decoded ({error}); export it uncompressed") from error
 
@@ -146,6 +151,17 @@ def read_segments(path: StrPath) -> Segments:
         planes=_planes(groups),
         dataset=dataset,
     )
+
+
+def _bits(dataset: Dataset, index: int) -> AnyArray:
+    """A frame of packed bits, which need not begin on a byte (PS3.5 8.1.1; pydicom 3.0 only reads it if it does)."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    first = index * rows * columns
+    last = first + rows * columns
+    packed = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-last // 8)]
+    if len(packed) * 8 < last - first // 8 * 8:
+        raise ValueError(f"frame {index + 1} is cut short")
+    return np.unpackbits(packed, bitorder="little")[first % 8 :][: rows * columns].reshape(rows, columns)
 
 
 def _labels(dataset: Dataset, kind: str) -> dict[str, int]:
