@@ -1,0 +1,1 @@
+"""DICOM in and out: what segments mean in standard codes, and the objects that hospitals exchange."""
