@@ -1,6 +1,6 @@
 """What a segment is, in standard codes: category, type and laterality (PS3.3 C.8.20.2, PS3.16 CID 7150, 7151, 244).
 
-The table ``codes.csv`` holds common anatomy and lesions with SNOMED CT codes and the meanings of DICOM's context groups.
+The table ``codes.csv`` holds common anatomy and lesions with SNOMED CT codes, worded as in DICOM's context groups.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def generic_code(name: str) -> SegmentCode:
 def parse_code(value: Any, label: str) -> SegmentCode:
     """The code that a config states for the class `label`.
 
-    `value` is ``{"type": [value, scheme, meaning], "category": [...], "laterality": "left" | "right" | [...]}``; without
-    a category it is *Anatomical Structure*.
+    `value` is ``{"type": [value, scheme, meaning], "category": [...], "laterality": "left" | "right" | [...]}``.
+    Without a category it is *Anatomical Structure*.
 
     Raises:
         PlanError: anything else.
