@@ -1,4 +1,4 @@
-"""What every written object shares: segments, algorithm and source images as values, patient and study, UIDs, colours."""
+"""What every written object shares: segments, algorithm and source as values; patient and study, UIDs, colours."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ MANUFACTURER = "medunet"
 _POSITION_TOLERANCE = 0.02
 """Millimetres by which a header may differ from the plane that the reader made of it (DS values are rounded)."""
 
-_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber", "StudyDate")
-_REQUIRED += ("StudyTime", "ReferringPhysicianName")
-_OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved")
-_OPTIONAL += ("DeidentificationMethod", "StudyDescription", "PositionReferenceIndicator")
+_REQUIRED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "AccessionNumber", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+_OPTIONAL = (
+    *("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved"),
+    *("DeidentificationMethod", "StudyDescription", "PositionReferenceIndicator"),
+)
 _IDENTITY = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "IssuerOfPatientID")
 
-_OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
-_OKABE_ITO += ((204, 121, 167),)
+_OKABE_ITO = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
+    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,18 @@ def segment_map(labels: IntArray, source: SourceImages, segments: tuple[Segment,
     return SegmentMap(numbers, voxels)
 
 
+def volumes(mapped: SegmentMap, geometry: PlaneGeometry, thickness: float | None) -> FloatArray:
+    """(segments,) mm^3: voxels times pixel area times the share of the patient that each plane stands for.
+
+    Raises:
+        GeometryError: planes are not in order, or a single plane has no thickness.
+    """
+    sides = np.stack([geometry.orientation[:3] * geometry.spacing[1], geometry.orientation[3:] * geometry.spacing[0]])
+    area = float(np.linalg.norm(np.cross(sides[0], sides[1])))
+    result: FloatArray = geometry.shares(thickness) @ mapped.voxels * area
+    return result
+
+
 def plane_geometry(source: SourceImages) -> PlaneGeometry:
     """The planes in DICOM's terms, with the header's own numbers wherever it has them.
 
@@ -245,10 +263,11 @@ def _stated(dataset: Dataset, frame: int | None) -> _Stated | None:
         names = ("PlanePosition", "PlaneOrientation", "PixelMeasures")
         words = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
         groups = [(functional_group(dataset, frame, f"{n}Sequence"), w) for n, w in zip(names, words, strict=True)]
-    found = [item.get(word) if item is not None else None for item, word in groups]
-    if any(f is None or len(f) != size for f, size in zip(found, (3, 6, 2), strict=True)):
+    found = [(item.get(word) if item is not None else None) or () for item, word in groups]
+    if [len(numbers) for numbers in found] != [3, 6, 2]:
         return None
-    return tuple(np.array([float(v) for v in f]) for f in found)  # type: ignore[return-value]
+    position, orientation, spacing = (np.array([float(v) for v in numbers]) for numbers in found)
+    return position, orientation, spacing
 
 
 def functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:

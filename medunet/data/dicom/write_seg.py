@@ -1,4 +1,4 @@
-"""Write a DICOM Segmentation (PS3.3 A.51, C.8.20): labels on the source's own planes, coded, with every source named."""
+"""Write a DICOM Segmentation (PS3.3 A.51, C.8.20): coded labels on the source's own planes, every source named."""
 
 from __future__ import annotations
 
