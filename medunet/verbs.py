@@ -118,7 +118,7 @@ def predict(
     output = Path(output_dir)
     from medunet.bundle import read_plan
 
-    cases = find_cases(inputs, len(read_plan(str(root))["channels"]))
+    cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
     segmenter = _segmenter(root, {"output_dir": str(output), **(overrides or {})})
     return segment_cases(segmenter, cases, output, force=force, keep_probabilities=probabilities, report=report)
 

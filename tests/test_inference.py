@@ -202,15 +202,15 @@ def test_outputs_are_unique(stems: list[str]) -> None:
 
 def test_channels_of_a_folder_belong_together(tmp_path: Path) -> None:
     touch(*(tmp_path / f"case{n}_000{c}.nii" for n in range(2) for c in range(2)))
-    cases = find_cases([tmp_path], channels=2)
+    cases = find_cases([tmp_path], channels=("a", "b"))
     assert [c.output for c in cases] == ["case0.nii.gz", "case1.nii.gz"]
     assert all(len(c.images) == 2 for c in cases)
     (tmp_path / "case0_0001.nii").unlink()
     (tmp_path / "list.txt").write_text("# comment\ncase1_0000.nii; case1_0001.nii\n")
-    assert len(find_cases([f"@{tmp_path / 'list.txt'}"], channels=2)[0].images) == 2
+    assert len(find_cases([f"@{tmp_path / 'list.txt'}"], channels=("a", "b"))[0].images) == 2
     touch(tmp_path / "case1_0002.nii")
     with pytest.raises(InputError, match="has 3 files, the model takes 2 channels"):
-        find_cases([tmp_path], channels=2)
+        find_cases([tmp_path], channels=("a", "b"))
 
 
 def test_folders_without_volumes_say_why(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class FolderInputs(Sequence[dict[str, Any]]):
     """``{"image": path or paths, "output": name}`` per case of `folder`; empty while no folder is given."""
 
     def __init__(self, folder: str | None, channels: Sequence[str]) -> None:
-        self.folder, self.channels = folder, len(channels)
+        self.folder, self.channels = folder, tuple(channels)
 
     @cached_property
     def _items(self) -> list[dict[str, Any]]:

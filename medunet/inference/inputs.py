@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import InputError
 from medunet.types import StrPath
@@ -29,31 +30,52 @@ class InputCase:
         return self.output.removesuffix(".nii.gz")
 
 
-def find_cases(arguments: Iterable[StrPath], channels: int = 1) -> list[InputCase]:
+def find_cases(
+    arguments: Iterable[StrPath], channels: Sequence[str] = ("image",), *, allow_gaps: bool = False
+) -> list[InputCase]:
     """The cases that files, folders and ``@list.txt`` arguments mean.
 
-    A folder means every volume below it; with several channels, files ``NAME_0000``, ``NAME_0001`` of one folder belong
-    together. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder.
+    A folder means every volume and every DICOM stack of images below it. With several channels, files ``NAME_0000``,
+    ``NAME_0001`` of one folder belong together, and DICOM series of one patient and frame of reference that bear the
+    channels' names. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder.
 
     Raises:
         InputError: nothing is there, or a case has another number of files than the model has channels.
     """
     groups: list[tuple[str, ...]] = []
+    names: dict[tuple[str, ...], str] = {}
     for argument in arguments:
         text = os.fspath(argument)
-        groups += _from_list(Path(text[1:])) if text.startswith("@") else _from_path(Path(text), channels)
+        if text.startswith("@"):
+            groups += _from_list(Path(text[1:]))
+            continue
+        groups += _from_path(Path(text), len(channels))
+        if is_dicom(text):
+            from medunet.inference.stacks import find_stacks
+
+            stacks = find_stacks(text, channels, allow_gaps=allow_gaps)
+            names.update(stacks)
+            groups += stacks
     if not groups:
-        raise InputError("no input: give volume files, folders of volumes, or @list.txt with one case per line")
-    _require_channels(groups, channels)
-    return name_outputs(list(dict.fromkeys(groups)))
+        raise InputError(
+            "no input: give volume files, DICOM folders, folders of volumes, or @list.txt with one case per line"
+        )
+    _require_channels(groups, len(channels))
+    return name_outputs(list(dict.fromkeys(groups)), names)
 
 
-def name_outputs(groups: Sequence[tuple[str, ...]]) -> list[InputCase]:
-    """Keep each input's path below the deepest folder that all share; equal names get their suffix or a number."""
-    absolute = [Path(os.path.abspath(group[0])) for group in groups]
+def name_outputs(groups: Sequence[tuple[str, ...]], names: Mapping[tuple[str, ...], str] | None = None) -> list[InputCase]:
+    """Keep each input's path below the deepest folder that all share; equal names get their suffix or a number.
+
+    `names` are paths that stand for inputs that are no files.
+    """
+    named = names or {}
+    absolute = [Path(os.path.abspath(named.get(group, Source.parse(group[0]).path))) for group in groups]
     common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     stems = [
-        _output_stem(path.relative_to(common), len(group) > 1) for path, group in zip(absolute, groups, strict=True)
+        path.relative_to(common).as_posix() if group in named or path.is_dir()
+        else _output_stem(path.relative_to(common), len(group) > 1)
+        for path, group in zip(absolute, groups, strict=True)
     ]
     twins = Counter(stem.lower() for stem in stems)
     taken: set[str] = set()
@@ -87,8 +109,10 @@ def _from_list(path: Path) -> list[tuple[str, ...]]:
 def _from_path(path: Path, channels: int) -> list[tuple[str, ...]]:
     if path.is_dir():
         return _from_folder(path, channels)
+    if is_dicom(path):
+        return []
     if not path.exists():
-        raise InputError(f"{path}: is missing; give a volume file, a folder of volumes, or @list.txt")
+        raise InputError(f"{path}: is missing; give a volume file, a folder of volumes or DICOM, or @list.txt")
     if not _is_volume(path):
         raise InputError(f"{path}: is not a volume that can be read; give one of {', '.join(VOLUME_SUFFIXES)}")
     return [(str(path),)]
@@ -96,14 +120,6 @@ def _from_path(path: Path, channels: int) -> list[tuple[str, ...]]:
 
 def _from_folder(folder: Path, channels: int) -> list[tuple[str, ...]]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_volume(p))
-    if not files:
-        dicom = any(p.suffix.lower() in (".dcm", ".ima") for p in folder.rglob("*") if p.is_file())
-        kind = (
-            "holds DICOM files, which this version does not read; convert them to NIfTI first"
-            if dicom
-            else (f"has no volume; give a folder with {', '.join(VOLUME_SUFFIXES)} files")
-        )
-        raise InputError(f"{folder}: {kind}")
     if channels == 1:
         return [(str(path),) for path in files]
     groups: dict[Path, list[str]] = defaultdict(list)

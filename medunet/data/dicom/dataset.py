@@ -213,8 +213,9 @@ def _label_object(root: Path, case: Case) -> tuple[Source, Contents]:
         if len(objects) != 1:
             raise InputError(f"{source.path}: holds {len(objects)} label objects; give the file of one")
         source = Source(objects[0].path, source.options)
-    on = os.path.relpath(root, source.path.parent)
-    return Source(source.path, {"on": str(Path(on, case.images[0])), **source.options}), contents(source.path)
+    image = Source.parse(root / case.images[0])
+    on = Source(Path(os.path.relpath(image.path, source.path.parent)), image.options)
+    return Source(source.path, {"on": str(on), **source.options}), contents(source.path)
 
 
 def _classes(index: Index, objects: Mapping[str, tuple[Source, Contents]]) -> tuple[dict[str, int], list[Finding]]:
