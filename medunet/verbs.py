@@ -104,9 +104,12 @@ def predict(
     *,
     force: bool = False,
     probabilities: bool = False,
+    allow_gaps: bool = False,
     report: Callable[[CaseResult], None] = lambda result: None,
 ) -> list[CaseResult]:
     """Segment inputs with a trained bundle, each onto its own grid; run again, only what is missing is done.
+
+    `overrides` may hold ``"save::output_format"``: ``nifti``, ``dicom-seg`` or ``rtstruct``.
 
     Raises:
         MedunetError: the bundle or the inputs cannot be used at all; a case that fails is told in its result.
@@ -191,7 +194,8 @@ def _config_value(root: Path, config: str, key: str) -> Any:
 def _segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
     from medunet.bundle import read_plan
     from medunet.bundle.running import explained, load_workflow
-    from medunet.inference.runner import Segmenter, model_digest
+    from medunet.inference.runner import Segmenter
+    from medunet.inference.weights import model_digest
 
     with explained(root / "configs" / "inference.yaml"):
         parser = load_workflow(root, "inference.yaml", "infer", overrides).parser
@@ -205,6 +209,7 @@ def _segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
             postprocessing=part("postprocessing"),
             device=part("device"),
             digest=model_digest(root, overrides),
+            output_format=part("save").output_format,
         )
 
 

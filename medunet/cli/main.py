@@ -79,7 +79,9 @@ def plan(
     from medunet.bundle.writer import explain as rows
 
     budget, chosen = options.plan_options(dims, device, memory, (minutes, epochs), config or [], settings or [])
-    result = verbs.plan(dataset, bundle, budget, chosen, progress=state.progress("checking cases"), allow_gaps=allow_gaps)
+    result = verbs.plan(
+        dataset, bundle, budget, chosen, progress=state.progress("checking cases"), allow_gaps=allow_gaps
+    )
     state.plan(result, bundle, rows(result) if explain else [])
 
 
@@ -105,9 +107,15 @@ def train(
 @app.command()
 def predict(
     bundle: BundleArgument,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="volumes, folders of volumes, or @list.txt")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="volumes, DICOM, folders of either, or @list.txt")
+    ],
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="write label maps here")],
-    output_format: Annotated[str, typer.Option("--format", help="nifti")] = "nifti",
+    output_format: Annotated[str, typer.Option("--format", help="nifti, dicom-seg or rtstruct")] = "nifti",
+    labelmap: Annotated[
+        bool, typer.Option("--labelmap", help="dicom-seg as a label map; fewer viewers read it")
+    ] = False,
+    allow_gaps: AllowGaps = False,
     backend: Annotated[str, typer.Option("--backend", help="auto or torch")] = "auto",
     device: Device = "auto",
     overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.95, help="of windows")] = None,
@@ -120,12 +128,13 @@ def predict(
     """Segment volumes with a trained bundle, each onto its own grid."""
     from medunet import verbs
 
-    options.one_of("--format", output_format, ("nifti",))
+    options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
     options.one_of("--backend", backend, ("auto", "torch"))
-    overrides = options.predict_options(device, overlap, mirror)
+    overrides = options.predict_options(device, overlap, mirror) | options.save_options(output_format, labelmap)
     results = verbs.predict(
-        bundle, inputs, output, overrides, force=force, probabilities=probabilities, report=state.case
-    )
+        bundle, inputs, output, overrides,
+        force=force, probabilities=probabilities, allow_gaps=allow_gaps, report=state.case,
+    )  # fmt: skip
     failed = [result for result in results if result.state in ("failed", "refused")]
     state.done(results, output)
     if failed:

@@ -148,6 +148,14 @@ def predict_options(device: str, overlap: float | None, mirror: bool) -> dict[st
     return overrides
 
 
+def save_options(output_format: str, labelmap: bool) -> dict[str, Any]:
+    """MONAI overrides for what a result is written as."""
+    if labelmap and output_format != "dicom-seg":
+        raise MedunetError(f"--labelmap: {output_format} has no such kind; give --format dicom-seg with it")
+    overrides: dict[str, Any] = {} if output_format == "nifti" else {"save::output_format": output_format}
+    return {**overrides, "save::labelmap": True} if labelmap else overrides
+
+
 def resolve_device(name: str) -> str:
     """``auto`` -> cuda where there is one, else cpu; the plan itself is arithmetic and asks no hardware."""
     if name == "auto":

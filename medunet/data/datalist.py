@@ -21,8 +21,7 @@ from medunet.data.index import Case, Finding, read_json
 from medunet.data.volume import stem_of, suffix_of
 from medunet.errors import DatasetError
 
-
-_UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")  # a SeriesInstanceUID
 
 
 def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any], list[Finding]]:

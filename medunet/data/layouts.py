@@ -37,7 +37,9 @@ def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
         DatasetError: nothing is recognised; the message lists the layouts.
     """
     index = _recognised(dataset)
-    if not any(_may_be_dicom(source) for case in (*index.training, *index.test) for source in (*case.images, case.label)):
+    if not any(
+        _may_be_dicom(source) for case in (*index.training, *index.test) for source in (*case.images, case.label)
+    ):
         return index
     from medunet.data.dicom.dataset import resolve
 

@@ -64,7 +64,9 @@ def find_cases(
     return name_outputs(list(dict.fromkeys(groups)), names)
 
 
-def name_outputs(groups: Sequence[tuple[str, ...]], names: Mapping[tuple[str, ...], str] | None = None) -> list[InputCase]:
+def name_outputs(
+    groups: Sequence[tuple[str, ...]], names: Mapping[tuple[str, ...], str] | None = None
+) -> list[InputCase]:
     """Keep each input's path below the deepest folder that all share; equal names get their suffix or a number.
 
     `names` are paths that stand for inputs that are no files.
@@ -73,7 +75,8 @@ def name_outputs(groups: Sequence[tuple[str, ...]], names: Mapping[tuple[str, ..
     absolute = [Path(os.path.abspath(named.get(group, Source.parse(group[0]).path))) for group in groups]
     common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     stems = [
-        path.relative_to(common).as_posix() if group in named or path.is_dir()
+        path.relative_to(common).as_posix()
+        if group in named or path.is_dir()
         else _output_stem(path.relative_to(common), len(group) > 1)
         for path, group in zip(absolute, groups, strict=True)
     ]

@@ -5,7 +5,6 @@ Leaves a label map per case and ``status.json`` in the output folder. Run again,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,11 @@ import torch
 
 from medunet.data.atomic import write_json, write_with
 from medunet.data.volume import read_header
-from medunet.errors import MedunetError, MismatchError, ResourceError, root_cause
+from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity
 from medunet.inference.inputs import InputCase
 from medunet.inference.restoring import current_grid, native_grid, restore_probabilities
+from medunet.inference.saving import output_name
 from medunet.inference.windows import is_out_of_memory
 
 STATUS = "status.json"
@@ -38,6 +38,7 @@ class Segmenter:
     postprocessing: Callable[[Any], Any]
     device: torch.device
     digest: str
+    output_format: str = "nifti"
 
 
 @dataclass
@@ -51,6 +52,7 @@ class CaseResult:
     seconds: float = 0.0
     output: str = ""
     images: list[str] = field(default_factory=list)
+    geometry: dict[str, Any] | None = None
 
 
 def segment_cases(
@@ -70,13 +72,10 @@ def segment_cases(
     before = read_status(output_dir, segmenter.digest)
     results: list[CaseResult] = []
     for case in cases:
-        old = before.get(case.output)
-        if (
-            old
-            and (output_dir / case.output).is_file()
-            and not _lacks_probabilities(output_dir, case, keep_probabilities)
-        ):
-            results.append(CaseResult(case.name, "already done", output=case.output, warnings=old.get("warnings", [])))
+        output = output_name(case.output, segmenter.output_format)
+        old = before.get(output)
+        if old and (output_dir / output).is_file() and not _lacks_probabilities(output_dir, case, keep_probabilities):
+            results.append(CaseResult(case.name, "already done", output=output, warnings=old.get("warnings", [])))
         else:
             results.append(_attempt(segmenter, case, output_dir, force, keep_probabilities))
         write_status(output_dir, segmenter.digest, results, before)
@@ -116,7 +115,8 @@ def _attempt(
     segmenter: Segmenter, case: InputCase, output_dir: Path, force: bool, keep_probabilities: bool
 ) -> CaseResult:
     images = [str(Path(image).resolve()) for image in case.images]
-    result = CaseResult(case.name, "done", output=case.output, images=images)
+    output = output_name(case.output, segmenter.output_format)
+    result = CaseResult(case.name, "done", output=output, images=images)
     start = time.perf_counter()
     try:
         _segment(segmenter, case, output_dir, force, keep_probabilities, result)
@@ -124,7 +124,7 @@ def _attempt(
         cause = root_cause(error)
         if isinstance(cause, ResourceError) and "disk is full" in str(cause):
             raise cause from error
-        result.state = "refused" if isinstance(cause, MismatchError) else "failed"
+        result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
         result.message = _sentence(case, cause)
     result.seconds = round(time.perf_counter() - start, 3)
     return result
@@ -148,6 +148,7 @@ def _segment(
     result: CaseResult,
 ) -> None:
     header = read_header(case.images[0])
+    result.geometry = None if header.verdict is None else dict(header.verdict)
     _heed(case, compare_grid(header.grid, segmenter.plan), force, result)
     images = case.images[0] if len(case.images) == 1 else list(case.images)
     item = segmenter.preprocessing({"image": images, "output": case.output})
@@ -158,7 +159,7 @@ def _segment(
     if keep_probabilities:
         restored = restore_probabilities(item["pred"], current_grid(image), native_grid(image)).half().numpy()
         write_with(_probability_path(output_dir, case), lambda path: _save_array(path, restored))
-    segmenter.postprocessing(item)
+    result.warnings += segmenter.postprocessing(item).get("warnings", [])
 
 
 def _save_array(path: Path, array: Any) -> None:
@@ -172,13 +173,3 @@ def _heed(case: InputCase, concerns: Sequence[Concern], force: bool, result: Cas
         if concern.fatal and not force:
             raise MismatchError(f"{case.images[0]}: {concern.message} (--force predicts all the same)")
         result.warnings.append(f"{case.images[0]}: {concern.message}")
-
-
-def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
-    """What a result depends on beside its input: weights, configs and overrides (not where results go)."""
-    digest = hashlib.sha256()
-    for name in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
-        digest.update((bundle / name).read_bytes())
-    relevant = {key: value for key, value in overrides.items() if key not in ("output_dir", "device")}
-    digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
-    return digest.hexdigest()

@@ -1,35 +1,102 @@
-"""Write a label map on the input's own grid."""
+"""Write a label map on the input's own grid, in the format that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from monai.transforms import MapTransform
 
+from medunet.data.atomic import write_json
+from medunet.data.dicom.source import is_dicom
+from medunet.data.grid import Grid
 from medunet.data.volume import stem_of, write_label
+from medunet.errors import InputError
 from medunet.inference.restoring import native_grid
+from medunet.inference.weights import model_digest
+from medunet.types import IntArray
+
+SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}
+"""What is added to a case's name, by output format."""
 
 
 class SaveLabeld(MapTransform):
-    """Write `pred` (1, X, Y, Z) as NIfTI below `output_dir`, whole or not at all.
+    """Write `pred` (1, X, Y, Z) below `output_dir`, whole or not at all; name: the item's ``output``, else the image's.
 
-    The name is the item's ``output`` where there is one, else the image's name.
+    A result of DICOM images has its geometry verdict beside it (``NAME_geometry.json``). ``dicom-seg`` and ``rtstruct``
+    are written on the images' own planes, also where reading had to resample them; ``dicom-seg`` with a report of
+    volumes (``NAME_report.dcm``). Warnings are added to the item as ``warnings``.
+
+    Args:
+        labels: stored value per class, background first.
+        codes: a plan's codes per class (category, type, laterality).
+        output_format: ``nifti``, ``dicom-seg`` or ``rtstruct``.
+        labelmap: write ``dicom-seg`` as Label Map Segmentation instead of BINARY.
+        model: name of the model, for the object's algorithm identification.
+        bundle_root: its digest identifies the algorithm.
     """
 
-    def __init__(self, output_dir: str, keys: Sequence[str] = ("pred",), image_key: str = "image") -> None:
-        super().__init__(keys)
-        self.output_dir, self.image_key = Path(output_dir), image_key
+    def __init__(
+        self,
+        output_dir: str,
+        labels: Mapping[str, int] | None = None,
+        codes: Mapping[str, Any] | None = None,
+        output_format: str = "nifti",
+        labelmap: bool = False,
+        model: str = "medunet",
+        version: str = "",
+        bundle_root: str = ".",
+    ) -> None:
+        super().__init__(("pred",))
+        if output_format not in SUFFIXES:
+            raise InputError(f"output_format '{output_format}' is not known; give {', '.join(SUFFIXES)}")
+        self.output_dir, self.output_format, self.labelmap = Path(output_dir), output_format, labelmap
+        self.labels, self.codes = dict(labels or {}), dict(codes or {})
+        self.model, self.version, self.bundle_root = model, version, Path(bundle_root)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        image = item[self.image_key]
+        image = item["image"]
         first = source_of(image).split(";")[0]
-        name = item.get("output") or f"{stem_of(first)}.nii.gz"
-        for key in self.keys:
-            write_label(self.output_dir / name, item[key][0].numpy(), native_grid(image), like=first)
+        name = str(item.get("output") or stem_of(first)).removesuffix(".nii.gz")
+        grid, labels = native_grid(image), item["pred"][0].numpy()
+        target = self.output_dir / output_name(name, self.output_format)
+        if self.output_format == "nifti":
+            write_label(target, labels, grid, like=first)
+        else:
+            item["warnings"] = self._write_dicom(target, labels, grid, first)
+        if "geometry" in image.meta:
+            write_json(self.output_dir / f"{name}_geometry.json", dict(image.meta["geometry"]))
         return item
+
+    def _write_dicom(self, target: Path, labels: IntArray, grid: Grid, source: str) -> list[str]:
+        """Write the object; what should be known of it."""
+        if not is_dicom(source):
+            raise InputError(f"{source}: is not DICOM, so {self.output_format} has nothing to refer to; write nifti")
+        from medunet.data.dicom.objects import Algorithm
+        from medunet.data.dicom.results import segments_of, write_result
+        from medunet.data.dicom.volumes import find_series
+
+        segments, warnings = segments_of(self.labels, self.codes)
+        algorithm = Algorithm(self.model, self.version, self._digest)
+        series = find_series(source)
+        write_result(target, labels, grid, series, segments, algorithm, self.output_format, labelmap=self.labelmap)
+        return warnings
+
+    @cached_property
+    def _digest(self) -> str:
+        return model_digest(self.bundle_root, {})
+
+
+def output_name(name: str, output_format: str) -> str:
+    """The file of a case, below the output folder.
+
+    >>> output_name("a/scan.nii.gz", "dicom-seg")
+    'a/scan_seg.dcm'
+    """
+    return name.removesuffix(".nii.gz") + SUFFIXES[output_format]
 
 
 def source_of(image: Any) -> str:

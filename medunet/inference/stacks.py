@@ -82,9 +82,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
-def _grouped(
-    series: Sequence[Series], channels: Sequence[str], where: Source, found: Scan, allow_gaps: bool
-) -> Stacks:
+def _grouped(series: Sequence[Series], channels: Sequence[str], where: Source, found: Scan, allow_gaps: bool) -> Stacks:
     """Series of one patient and frame of reference, one for each channel's name."""
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in series:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import torch
 from torch import nn
 
 from medunet.errors import BundleError
+
+_NO_MATTER = ("output_dir", "device", "save::output_format")
 
 
 class Weights:
@@ -61,3 +66,13 @@ def read_state(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0][:120]
         raise BundleError(f"{path}: cannot be loaded as plain weights ({reason}); get the file again") from error
     return state
+
+
+def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
+    """What labels depend on beside their input: weights, configs and overrides (not where and as what they go)."""
+    digest = hashlib.sha256()
+    for name in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+        digest.update((bundle / name).read_bytes())
+    relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
+    digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from medunet.data.dicom.codes import find_code, generic_code, parse_code
 from medunet.errors import PlanError
 from medunet.planning import geometry, memory, settings
 from medunet.planning.fingerprint import Fingerprint
@@ -46,6 +47,8 @@ class Plan:
     dims: int
     channels: tuple[str, ...]
     labels: dict[str, int]
+    codes: dict[str, Any]
+    """What each class is in DICOM's terms: category, type and laterality."""
     orientation: str
     spacing: tuple[float, ...]
     normalization: tuple[dict[str, Any], ...]
@@ -225,6 +228,7 @@ class _Draft:
             dims=frame.dims,
             channels=tuple(c.name for c in self.data.channels),
             labels=dict(self.data.labels),
+            codes=self._codes(),
             orientation=frame.orientation,
             spacing=frame.spacing,
             normalization=tuple(normalization),
@@ -255,6 +259,25 @@ class _Draft:
             },
             reasons=dict(sorted(self.reasons.items())),
         )
+
+    def _codes(self) -> dict[str, Any]:
+        """A code for every class but the background: chosen, from the shipped table, or the honest generic one."""
+        names = [name for name, value in self.data.labels.items() if value != next(iter(self.data.labels.values()))]
+        own = dict(self.chosen.get("codes", {}))
+        unknown = sorted(set(own) - set(names))
+        if unknown:
+            raise PlanError(f"plan setting codes names class '{unknown[0]}'; the classes are {', '.join(names)}")
+        codes = {n: parse_code(own[n], n) if n in own else find_code(n) or generic_code(n) for n in names}
+        generic = [n for n in names if codes[n] == generic_code(n)]
+        self.reasons["codes"] = (
+            f"no standard code is known for {', '.join(generic)}: {codes[generic[0]].type.meaning}; "
+            f"give one with --set 'codes={{{generic[0]}: {{type: [VALUE, SCT, MEANING]}}}}'"
+            if generic
+            else "SNOMED CT codes of the classes' names"
+            if not own
+            else "chosen by the user"
+        )
+        return {name: code.as_json() for name, code in codes.items()}
 
     def _memory(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> int:
         need = memory.training_bytes(network, patch, batch, self.budget.device)

@@ -76,6 +76,7 @@ SETTINGS: dict[str, Setting] = {
     "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
     "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
+    "codes": Setting("a mapping from class names to {type: [VALUE, SCT, MEANING]}", lambda v: isinstance(v, dict)),
     "normalization": _list(
         "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",
         lambda v: isinstance(v, dict) and v.get("scheme") in ("zscore", "ct", "none"),

@@ -207,7 +207,9 @@ def _label_object(root: Path, case: Case) -> tuple[Source, Contents]:
     """A case's label source with ``on``, and what its file holds."""
     source = Source.parse(root / (case.label or ""))
     if not is_dicom(root / case.images[0]):
-        raise InputError(f"{source.path}: is a DICOM label object and the image {case.images[0]} is not; give its series")
+        raise InputError(
+            f"{source.path}: is a DICOM label object and the image {case.images[0]} is not; give its series"
+        )
     if source.path.is_dir():
         objects = scan(source.path).labels
         if len(objects) != 1:

@@ -92,7 +92,7 @@ def _decoded(frame: Frame) -> AnyArray:
 def _syntax_name(frame: Frame) -> str:
     from pydicom.uid import UID
 
-    return UID(frame.file.syntax).name
+    return str(UID(frame.file.syntax).name)
 
 
 def _significant(plane: AnyArray, frame: Frame) -> AnyArray:

@@ -1,0 +1,91 @@
+"""A label map on a series' grid as the DICOM objects that a PACS takes: SEG with its report, or RTSTRUCT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medunet.data.dicom.codes import SegmentCode, find_code, generic_code
+from medunet.data.dicom.files import read_full_header
+from medunet.data.dicom.objects import Algorithm, Segment, SourceImages
+from medunet.data.dicom.scan import Series
+from medunet.data.dicom.volumes import to_planes
+from medunet.data.grid import Grid
+from medunet.errors import InputError
+from medunet.types import IntArray
+
+
+def source_images(series: Series) -> SourceImages:
+    """The whole headers of a series' images, and where their planes lie; duplicates that reading left out stay out.
+
+    Raises:
+        GeometryError: a header lacks what an object must refer to.
+        InputError: a series mixes single images and multi-frame objects.
+    """
+    frames = series.ordered()
+    files = list(dict.fromkeys(frame.file.location for frame in frames))
+    planes = series.layout.planes.astype(np.float64)
+    if len(files) == len(frames) and "PerFrameFunctionalGroupsSequence" not in frames[0].file.header:
+        return SourceImages(tuple(read_full_header(frame.file.location) for frame in frames), planes)
+    if len(files) > 1:
+        raise InputError(f"{series.folder}: {series.name} is spread over {len(files)} multi-frame objects; write NIfTI")
+    return SourceImages((read_full_header(files[0]),), planes, tuple(frame.number + 1 for frame in frames))
+
+
+def segments_of(labels: Mapping[str, int], codes: Mapping[str, Any]) -> tuple[list[Segment], list[str]]:
+    """The segments of a label table (background first, not a segment), and a warning for each without a real code.
+
+    `codes` are a plan's: class name -> category, type and laterality.
+    """
+    segments, warnings = [], []
+    for place, (name, value) in enumerate(labels.items()):
+        if place == 0:
+            continue
+        code = SegmentCode.from_json(codes[name]) if name in codes else code_of(name)
+        if code == generic_code(name):
+            warnings.append(
+                f"class '{name}' has no anatomical code, it is written as {code.type.meaning}; "
+                f"plan with --set 'codes={{{name}: {{type: [VALUE, SCT, MEANING]}}}}'"
+            )
+        segments.append(Segment(value, name, code))
+    return segments, warnings
+
+
+def code_of(name: str) -> SegmentCode:
+    """The standard code of a class name, or the generic one."""
+    return find_code(name) or generic_code(name)
+
+
+def write_result(
+    path: Path,
+    labels: IntArray,
+    grid: Grid,
+    series: Series,
+    segments: list[Segment],
+    algorithm: Algorithm,
+    output_format: str,
+    *,
+    labelmap: bool = False,
+) -> None:
+    """Write labels (x, y, z) on the series' grid as ``dicom-seg`` (and ``NAME_report.dcm``) or ``rtstruct``.
+
+    Raises:
+        GeometryError: the labels lie on another grid, or the object cannot hold these planes.
+        ResourceError: the disk is full.
+    """
+    planes = to_planes(labels, grid, series)
+    source = source_images(series)
+    if output_format == "rtstruct":
+        from medunet.data.dicom.write_rtstruct import write_rtstruct
+
+        write_rtstruct(path, planes, source, segments, algorithm)
+        return
+    from medunet.data.dicom.write_report import write_report
+    from medunet.data.dicom.write_seg import write_segmentation
+
+    uid = write_segmentation(path, planes, source, segments, algorithm, labelmap=labelmap)
+    report = path.with_name(path.name.removesuffix(".dcm").removesuffix("_seg") + "_report.dcm")
+    write_report(report, planes, source, segments, algorithm, uid, labelmap=labelmap)
