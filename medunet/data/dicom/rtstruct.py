@@ -151,7 +151,7 @@ def _areas(roi: Dataset | None, where: str) -> tuple[tuple[FloatArray, ...], str
 
 
 def _points(contour: Dataset, where: str) -> FloatArray:
-    """(n, 3) RAS mm; read from the raw text where pydicom has not parsed it (a hundred times as fast)."""
+    """(n, 3) RAS mm; read from the raw text where pydicom has not parsed it (several times as fast)."""
     element = contour.get_item("ContourData") if "ContourData" in contour else None
     value = getattr(element, "value", None)
     if value is None or len(value) == 0:
