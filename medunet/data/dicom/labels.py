@@ -139,7 +139,8 @@ def _painted(
         if isinstance(source, Structures):
             for name in chosen:
                 done = rasterize(source.contours(name), on, name)
-                yield done.mask, done.notes
+                aside = (f"{name}: {source.skipped[name]}",) if name in source.skipped else ()
+                yield done.mask, aside + done.notes
             return
         numbers = [source.labels[name] for name in chosen]
         for name, (_, layer) in zip(chosen, layers(source, numbers, on, threshold), strict=True):

@@ -91,12 +91,14 @@ def read_structures(path: StrPath) -> Structures:
         number = text(roi, "ROINumber")
         name = text(roi, "ROIName") or f"ROI {number}"
         areas, reason = _areas(drawn.get(number), f"{path}: ROI {name!r}")
-        if reason:
-            skipped[name] = reason
         if areas and name in rois:
             repeated.add(name)
-        elif areas:
+            continue
+        if areas:
             rois[name], frames[name] = areas, text(roi, "ReferencedFrameOfReferenceUID")
+            skipped.pop(name, None)
+        if reason and (areas or name not in rois):
+            skipped[name] = reason
     own = distinct(frames.values()) or distinct(_frames(dataset))
     return Structures(
         frame_of_reference=own[0] if own else text(dataset, "FrameOfReferenceUID"),
@@ -104,7 +106,7 @@ def read_structures(path: StrPath) -> Structures:
         patient_id=text(dataset, "PatientID"),
         rois=rois,
         frames=frames,
-        skipped={name: reason for name, reason in skipped.items() if name not in rois or "contours" in reason},
+        skipped=skipped,
         repeated=frozenset(repeated),
     )
 
@@ -144,12 +146,12 @@ def _areas(roi: Dataset | None, where: str) -> tuple[tuple[FloatArray, ...], str
                 continue
             kind = f"{kind} of fewer than 3 points"
         others[kind] = others.get(kind, 0) + 1
-    reason = ", ".join(f"{count} contours are {kind}" for kind, count in others.items())
-    return tuple(areas), reason and f"{reason}, which has no area"
+    reason = ", ".join(f"{count} {kind}" for kind, count in others.items())
+    return tuple(areas), reason and f"contours without area are set aside ({reason})"
 
 
 def _points(contour: Dataset, where: str) -> FloatArray:
-    """(n, 3) RAS mm; read from the raw text where pydicom has not parsed it (a hundred times as fast)."""
+    """(n, 3) RAS mm; read from the raw text where pydicom has not parsed it (several times as fast)."""
     element = contour.get_item("ContourData") if "ContourData" in contour else None
     value = getattr(element, "value", None)
     if value is None or len(value) == 0:

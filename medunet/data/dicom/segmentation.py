@@ -1,6 +1,6 @@
 """DICOM segmentations (PS3.3 C.8.20): segments by name, each frame placed on a grid by its own plane.
 
-The files are decoded with pydicom alone (highdicom, which refuses some real files, is an extra and only writes).
+The files are read with pydicom alone: highdicom is an optional extra.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from medunet.data.dicom.opening import (
     LABEL_MAP_SEGMENTATION,
-    LPS_TO_RAS,
     SEGMENTATION,
     distinct,
     items,
@@ -21,54 +20,15 @@ from medunet.data.dicom.opening import (
     sop_class,
     text,
 )
+from medunet.data.dicom.planes import FrameGroups, Planes, coincides, in_voxels, planes_of, source_grid
 from medunet.data.grid import Grid
-from medunet.errors import GeometryError, InputError
-from medunet.types import AnyArray, BoolArray, FloatArray, IntArray, StrPath
+from medunet.errors import InputError
+from medunet.types import AnyArray, BoolArray, IntArray, StrPath
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _KINDS = ("BINARY", "FRACTIONAL", "LABELMAP")
-_EXACT = 1e-2
-"""Pixel centres this close (in voxels) to voxel centres are the same."""
-_EVEN = 0.1
-"""Planes may stray this many of the smallest voxel edges from even steps."""
-
-
-@dataclass(frozen=True, eq=False)
-class Planes:
-    """Where the n frames lie, in RAS mm.
-
-    Attributes:
-        origins: (n, 3) centres of each frame's first pixel.
-        columns: (n, 3) steps from one column to the next.
-        rows: (n, 3) steps from one row to the next.
-        step: Spacing Between Slices in mm, 0 when the file does not say.
-        thickness: Slice Thickness in mm, 0 when the file does not say.
-    """
-
-    origins: FloatArray
-    columns: FloatArray
-    rows: FloatArray
-    step: float
-    thickness: float
-
-    @property
-    def normal(self) -> FloatArray:
-        """Unit normal (3,) of the first frame."""
-        normal: FloatArray = np.cross(self.columns[0], self.rows[0])
-        unit: FloatArray = normal / np.linalg.norm(normal)
-        return unit
-
-    @property
-    def pixel(self) -> float:
-        """The shorter edge of a pixel in mm."""
-        return float(min(np.linalg.norm(self.columns[0]), np.linalg.norm(self.rows[0])))
-
-    def apart(self) -> float:
-        """Smallest distance in mm between two planes, 0 when there is one plane."""
-        gaps = np.diff(np.sort(self.origins @ self.normal))
-        return float(gaps[gaps > _EVEN * self.pixel].min(initial=np.inf)) if (gaps > _EVEN * self.pixel).any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +92,13 @@ def read_segments(path: StrPath) -> Segments:
     if sop_class(dataset) not in (SEGMENTATION, LABEL_MAP_SEGMENTATION):
         name = getattr(dataset.get("SOPClassUID"), "name", "of no class")
         raise InputError(f"{path}: is {name}, not a segmentation; give a DICOM SEG file")
+    try:
+        return _segments(dataset, path)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not a whole segmentation ({error}); export it again") from error
+
+
+def _segments(dataset: Dataset, path: StrPath) -> Segments:
     kind = text(dataset, "SegmentationType") or ("LABELMAP" if sop_class(dataset) == LABEL_MAP_SEGMENTATION else "")
     if kind not in _KINDS:
         raise InputError(f"{path}: is a segmentation of type {kind!r}; give one of {', '.join(_KINDS)}")
@@ -140,7 +107,9 @@ def read_segments(path: StrPath) -> Segments:
     count = int(dataset.get("NumberOfFrames") or 1)
     if len(frames) != count:
         raise InputError(f"{path}: describes {len(frames)} of its {count} frames; give a SEG of a volume with planes")
-    groups = [_Groups(frame, shared[0] if shared else None, f"{path}: frame {i + 1}") for i, frame in enumerate(frames)]
+    groups = [
+        FrameGroups(frame, shared[0] if shared else None, f"{path}: frame {i + 1}") for i, frame in enumerate(frames)
+    ]
     return Segments(
         frame_of_reference=text(dataset, "FrameOfReferenceUID"),
         referenced_series=distinct(text(s, "SeriesInstanceUID") for s in items(dataset, "ReferencedSeriesSequence")),
@@ -148,7 +117,7 @@ def read_segments(path: StrPath) -> Segments:
         labels=_labels(dataset, kind),
         kind=kind,
         numbers=np.array([-1 if kind == "LABELMAP" else group.segment() for group in groups], np.int64),
-        planes=_planes(groups),
+        planes=planes_of(groups, (int(dataset.Rows), int(dataset.Columns))),
         dataset=dataset,
     )
 
@@ -176,48 +145,6 @@ def _labels(dataset: Dataset, kind: str) -> dict[str, int]:
     return {label if labels.count(label) == 1 else f"{label} {number}": number for number, label in named}
 
 
-class _Groups:
-    """The functional groups of one frame: its own, else the shared ones (PS3.3 C.7.6.16)."""
-
-    def __init__(self, own: Dataset, shared: Dataset | None, where: str) -> None:
-        self._datasets = [own] if shared is None else [own, shared]
-        self._where = where
-
-    def value(self, group: str, keyword: str, needed: bool = True) -> Any:
-        """One attribute of a functional group; None when it is absent and not needed."""
-        for dataset in self._datasets:
-            for item in items(dataset, group):
-                if item.get(keyword) is not None:
-                    return item.get(keyword)
-        if needed:
-            raise InputError(f"{self._where}: has no {keyword}; give a SEG whose frames say where they lie")
-        return None
-
-    def segment(self) -> int:
-        return int(self.value("SegmentIdentificationSequence", "ReferencedSegmentNumber"))
-
-    def length(self, keyword: str) -> float:
-        return abs(float(self.value("PixelMeasuresSequence", keyword, needed=False) or 0))
-
-    def plane(self) -> FloatArray:
-        """(3, 3): origin, column step, row step in RAS mm (PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1)."""
-        position = self.value("PlanePositionSequence", "ImagePositionPatient")
-        orientation = self.value("PlaneOrientationSequence", "ImageOrientationPatient")
-        between_rows, between_columns = (float(s) for s in self.value("PixelMeasuresSequence", "PixelSpacing"))
-        cosines = np.array(orientation, np.float64).reshape(2, 3)
-        origin = np.array(position, np.float64)
-        plane: FloatArray = np.stack([origin, cosines[0] * between_columns, cosines[1] * between_rows]) * LPS_TO_RAS
-        if not np.isfinite(plane).all() or np.linalg.norm(np.cross(plane[1], plane[2])) < 1e-9:
-            raise GeometryError(f"{self._where}: its plane has no area {plane.tolist()}; export the SEG again")
-        return plane
-
-
-def _planes(groups: Sequence[_Groups]) -> Planes:
-    planes = np.array([group.plane() for group in groups])
-    lengths = (groups[0].length(keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
-    return Planes(planes[:, 0], planes[:, 1], planes[:, 2], *lengths)
-
-
 def place(segments: Segments, numbers: Iterable[int], grid: Grid, threshold: float = 0.5) -> dict[int, Layer]:
     """Masks of the segments with these numbers on `grid`, in a dictionary by number; see `layers`."""
     return dict(layers(segments, numbers, grid, threshold))
@@ -242,7 +169,7 @@ def layers(
     unknown = sorted(set(numbers) - set(segments.labels.values()))
     if unknown:
         raise InputError(f"segments {unknown}: are not there; give some of {segments.labels}")
-    put = _copied if _coincides(segments, grid) else _sampled
+    put = _copied if coincides(segments.planes, grid) else _sampled
     if segments.kind == "LABELMAP":
         every = put(segments, range(len(segments.numbers)), _chosen(numbers), grid)
         for number in numbers:
@@ -281,7 +208,7 @@ def _foreground(segments: Segments, threshold: float) -> Callable[[AnyArray], In
 
     def keep(pixels: AnyArray) -> IntArray:
         inside: BoolArray = (pixels > 0) & (pixels >= cut) if fractional else pixels > 0
-        return inside.astype(np.int32)
+        return inside.astype(np.uint8)
 
     return keep
 
@@ -295,46 +222,14 @@ class _Painted:
     notes: tuple[str, ...]
 
 
-def _in_voxels(planes: Planes, grid: Grid) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Origins, column steps and row steps in the grid's voxels, each (n, 3)."""
-    origin = grid.to_voxel(np.zeros((1, 3)))
-    return (
-        grid.to_voxel(planes.origins),
-        grid.to_voxel(planes.columns) - origin,
-        grid.to_voxel(planes.rows) - origin,
-    )
-
-
-def _size(segments: Segments) -> tuple[int, int]:
-    return int(segments.dataset.Rows), int(segments.dataset.Columns)
-
-
-def _coincides(segments: Segments, grid: Grid) -> bool:
-    """Whether every pixel's centre is a voxel's centre and no grid slice lies between two of the file's."""
-    origins, columns, rows = _in_voxels(segments.planes, grid)
-    for steps in (columns, rows):
-        if not np.array_equal(np.abs(np.rint(steps)).sum(1), np.ones(len(steps))):
-            return False
-    last_row, last_column = (n - 1 for n in _size(segments))
-    corners = np.stack([origins + c * columns + r * rows for c in (0, last_column) for r in (0, last_row)])
-    if np.abs(corners - np.rint(corners)).max() > _EXACT:
-        return False
-    drift = np.abs(columns - np.rint(columns)).max() * last_column + np.abs(rows - np.rint(rows)).max() * last_row
-    return bool(drift <= 4 * _EXACT and not _sparser(segments.planes, grid))
-
-
-def _sparser(planes: Planes, grid: Grid) -> bool:
-    """Whether the file's slices lie further apart than the grid's, so that the ones between have no frame."""
-    slices = 1 / np.abs(np.linalg.inv(grid.affine)[:3, :3] @ planes.normal).max()
-    said = planes.step or planes.thickness
-    apart = planes.apart() or said
-    return bool(min(apart, said or apart) > 1.5 * slices)
+def _type(segments: Segments) -> type[np.integer[Any]]:
+    return np.int32 if segments.kind == "LABELMAP" else np.uint8
 
 
 def _copied(segments: Segments, indices: Sequence[int], keep: Callable[[AnyArray], IntArray], grid: Grid) -> _Painted:
     """Pixels copied to the voxels that they coincide with."""
-    values = np.zeros(grid.shape, np.int32)
-    origins, columns, rows = (np.rint(part).astype(int) for part in _in_voxels(segments.planes, grid))
+    values = np.zeros(grid.shape, _type(segments))
+    origins, columns, rows = (np.rint(part).astype(int) for part in in_voxels(segments.planes, grid))
     outside, cut = 0, 0
     for index, pixels in zip(indices, segments.pixels(indices), strict=True):
         frame = keep(pixels)
@@ -367,8 +262,8 @@ def _beyond(outside: int, cut: int) -> tuple[str, ...]:
 
 def _sampled(segments: Segments, indices: Sequence[int], keep: Callable[[AnyArray], IntArray], grid: Grid) -> _Painted:
     """Each voxel takes the pixel nearest to it, half a pixel and half a slice step around the frames at most."""
-    source, slots = _source(segments)
-    volume = np.zeros(source.shape, np.int32)
+    source, slots = source_grid(segments.planes)
+    volume = np.zeros(source.shape, _type(segments))
     outside = 0
     for index, pixels in zip(indices, segments.pixels(indices), strict=True):
         frame = keep(pixels).T
@@ -386,37 +281,11 @@ def _misses(grid: Grid, source: Grid, frame: IntArray, slot: int) -> bool:
     return not ((voxels >= -0.5) & (voxels < np.array(grid.shape) - 0.5)).all(1).any()
 
 
-def _source(segments: Segments) -> tuple[Grid, IntArray]:
-    """The grid that the frames form, missing ones included, and each frame's slice on it."""
-    planes = segments.planes
-    rows, columns = _size(segments)
-    normal = planes.normal
-    depth = planes.origins @ normal
-    start = planes.origins[depth.argmin()]
-    reach = planes.origins[depth.argmax()] - start
-    tolerance = _EVEN * planes.pixel
-    turned = max(np.abs(planes.columns - planes.columns[0]).max(), np.abs(planes.rows - planes.rows[0]).max())
-    parallel = turned * max(rows, columns) <= tolerance
-    for apart in (planes.step, planes.apart(), planes.thickness):
-        if apart <= 0 or not parallel:
-            continue
-        slots = np.rint((depth - depth.min()) / apart).astype(np.int64)
-        step = reach / slots.max() if slots.max() else normal * apart
-        if np.abs(planes.origins - start - slots[:, None] * step).max() <= tolerance:
-            affine = np.eye(4)
-            affine[:3] = np.column_stack([planes.columns[0], planes.rows[0], step, start])
-            return Grid((columns, rows, int(slots.max()) + 1), affine), slots
-    raise GeometryError(
-        "segmentation: its planes are not parallel and evenly spaced and do not coincide with the "
-        "volume's slices; give the series it was drawn on"
-    )
-
-
 def _nearest(volume: IntArray, source: Grid, grid: Grid) -> IntArray:
     """`volume` on `grid`, nearest neighbour; only the box around what is not 0 is computed."""
     from scipy.ndimage import affine_transform
 
-    values = np.zeros(grid.shape, np.int32)
+    values = np.zeros(grid.shape, volume.dtype)
     used = np.argwhere(volume)
     if not len(used):
         return values
