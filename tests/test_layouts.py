@@ -176,7 +176,7 @@ def test_a_patient_in_the_test_set_too_is_told(tmp_path: Path) -> None:
         ("a.csv", "image,label,split,patient\na,b,0,p\nc,d,1,p\n", "patient p is in folds 0 and 1"),
         ("a.csv", "image;label\na;b\n", "row 1 has no column image"),
         ("a.csv", "image,label,weight\na,b,-1\n", "weight -1 of a is not positive"),
-        ("a.csv", "image,label\nx/a,b\ny/a,c\n", "case id a occurs more than once"),
+        ("a.csv", "image,label\nx/a.nii,b\ny/a.nii,c\n", "case id a occurs more than once"),
         ("a.json", "[1, 2]", "is not a datalist"),
         ("a.json", "[]", "has no training case"),
         ("a.json", "{", "is not valid JSON"),

@@ -114,7 +114,7 @@ def read_structures(path: StrPath) -> Structures:
 def _described(dataset: Dataset) -> str:
     from pydicom.uid import UID
 
-    return UID(sop_class(dataset)).name
+    return str(UID(sop_class(dataset)).name)
 
 
 def _frames(dataset: Dataset) -> list[str]:
