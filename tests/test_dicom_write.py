@@ -337,6 +337,35 @@ def write_all(folder: Path, labels: np.ndarray, source: SourceImages, segments: 
     return paths
 
 
+def test_a_report_can_name_a_label_map(tmp_path: Path) -> None:
+    labels = phantom()
+    source = series(tmp_path / "in", labels)
+    uid = write_segmentation(tmp_path / "seg.dcm", labels, source, SEGMENTS, ALGORITHM, labelmap=True)
+    write_report(tmp_path / "sr.dcm", labels, source, SEGMENTS, ALGORITHM, uid, labelmap=True)
+    reference = groups_of(tmp_path / "sr.dcm")[0].referenced_segment
+    assert reference.referenced_sop_instance_uid == uid
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(seg.SOPClassUID) in str(pydicom.dcmread(tmp_path / "sr.dcm").to_json())
+    assert [s.SegmentNumber for s in seg.SegmentSequence] == [0, 1, 2, 3, 4]
+
+
+def test_a_single_plane(tmp_path: Path) -> None:
+    labels = phantom()[2:3]
+    source = series(tmp_path / "in", labels)
+    for path in write_all(tmp_path, labels, source, SEGMENTS):
+        assert errors_of(path) == []
+    assert pydicom.dcmread(tmp_path / "seg.dcm").NumberOfFrames == 2
+    source = series(tmp_path / "thin", labels, SliceThickness=None)
+    write_segmentation(tmp_path / "seg.dcm", labels, source, SEGMENTS, ALGORITHM)
+    write_rtstruct(tmp_path / "rt.dcm", labels, source, SEGMENTS, ALGORITHM)
+    with pytest.raises(GeometryError, match="single plane has no slice thickness, so no volume can be stated"):
+        write_report(tmp_path / "sr.dcm", labels, source, SEGMENTS, ALGORITHM, "1.2.3")
+
+
+def test_colours_differ() -> None:
+    assert len({objects.colour(place) for place in range(120)}) == 120
+
+
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_dciodvfy_finds_no_error(tmp_path: Path, modality: str) -> None:
     labels = phantom()
@@ -365,14 +394,14 @@ def test_headers_without_type_2_attributes_are_enough(tmp_path: Path) -> None:
         assert pydicom.dcmread(path).PatientName == ""
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_values_that_break_rules_do_not_break_us(tmp_path: Path) -> None:
     labels = phantom()
     broken = {"PatientSex": "W", "PatientAge": "61", "PatientBirthDate": "1960", "StudyDate": "2024-01-02"}
-    with pytest.warns(UserWarning):
-        source = series(tmp_path / "in", labels, **broken, StudyTime="noon", SeriesNumber=2**31 - 1)
-        for path in write_all(tmp_path, labels, source, SEGMENTS):
-            assert errors_of(path) == []
-            assert pydicom.dcmread(path).PatientSex == ""
+    source = series(tmp_path / "in", labels, **broken, StudyTime="noon", SeriesNumber=2**31 - 1)
+    for path in write_all(tmp_path, labels, source, SEGMENTS):
+        assert errors_of(path) == []
+        assert pydicom.dcmread(path).PatientSex == ""
 
 
 @pytest.mark.parametrize(
@@ -447,14 +476,16 @@ def test_errors_say_what_and_what_to_do(tmp_path: Path) -> None:
         write_segmentation(out, np.where(labels == 4, 0, labels), source, one, ALGORITHM)
     with pytest.raises(GeometryError, match=r"labels have shape \(5, 13, 11\), the source images \(6, 13, 11\)"):
         write_rtstruct(out, labels[1:], source, SEGMENTS, ALGORITHM)
+    with pytest.raises(InputError, match="labels are of type bool; give whole numbers"):
+        write_report(out, labels > 0, source, SEGMENTS, ALGORITHM, "1.2.3")
     with pytest.raises(InputError, match="give each its own value"):
         write_segmentation(out, labels, source, (*one, *one), ALGORITHM)
     coronal = series(tmp_path / "cor", labels, orientation=CORONAL)
-    with pytest.raises(GeometryError, match="turned 90.0 degrees from axial.*write DICOM SEG instead"):
+    with pytest.raises(GeometryError, match=r"turned 90\.0 degrees from axial.*write DICOM SEG instead"):
         write_rtstruct(out, labels, coronal, SEGMENTS, ALGORITHM)
     moved = np.array(source.planes)
     moved[3, 0, 3] += 0.5
-    with pytest.raises(GeometryError, match="plane 3 of the source lies 0.5 mm from where its header"):
+    with pytest.raises(GeometryError, match=r"plane 3 of the source lies 0\.5 mm from where its header"):
         write_segmentation(out, labels, SourceImages(source.datasets, moved), SEGMENTS, ALGORITHM)
     with pytest.raises(GeometryError, match="5 headers and 5 frames for 6 planes"):
         SourceImages(source.datasets[1:], source.planes)

@@ -58,7 +58,8 @@ def write_report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    dataset = sr.Comprehensive3DSR(
+    dataset = objects.quietly(
+        sr.Comprehensive3DSR,
         evidence=[segmentation, *_evidence(source)],
         content=content[0],
         series_instance_uid=objects.series_uid(sop_uid),
