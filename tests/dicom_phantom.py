@@ -77,7 +77,7 @@ def _common(
     dataset.StudyDate, dataset.StudyTime, dataset.StudyID, dataset.AccessionNumber = "20240102", "101112", "7", "A7"
     dataset.SeriesNumber, dataset.AcquisitionNumber, dataset.ReferringPhysicianName = 4, 1, ""
     dataset.Manufacturer, dataset.ManufacturerModelName, dataset.PatientPosition = "Phantom", "Array", position
-    dataset.PositionReferenceIndicator, dataset.SamplesPerPixel = "", 1
+    dataset.PositionReferenceIndicator, dataset.Laterality, dataset.SamplesPerPixel = "", "", 1
     dataset.Rows, dataset.Columns = shape[1:]
     dataset.PixelSpacing = [f"{spacing[1]:.6f}", f"{spacing[2]:.6f}"]
     dataset.SliceThickness = f"{spacing[0]:.6f}"

@@ -82,7 +82,7 @@ def _down(mask: BoolArray) -> _Runs:
 
 
 def _keys(mask: BoolArray, corners: Points, pixels: Points) -> npt.NDArray[np.int64]:
-    """A number for each corner; where inside pixels touch at a corner only, one for each, so that a walk keeps to one."""
+    """A number for each corner; where inside pixels touch at a corner only, one for each: a walk keeps to one pixel."""
     column, row = corners[:, 0], corners[:, 1]
     a, b, c, d = mask[row - 1, column - 1], mask[row - 1, column], mask[row, column - 1], mask[row, column]
     touching = (a == d) & (b == c) & (a != b)

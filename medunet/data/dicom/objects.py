@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import config, valuerep
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 
 from medunet.data.atomic import atomic_path
@@ -181,6 +184,8 @@ def segment_map(labels: IntArray, source: SourceImages, segments: tuple[Segment,
         InputError: no segments, a value twice, or a value in the labels that no segment has.
     """
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"labels are of type {labels.dtype}; give whole numbers")
     if labels.shape != source.shape:
         raise GeometryError(
             f"labels have shape {labels.shape}, the source images {source.shape} (planes, rows, columns)"
@@ -319,7 +324,9 @@ def _usable(dataset: Dataset, keyword: str) -> Any:
     except (KeyError, ValueError, TypeError):
         return None
     value = element.value
-    if value is None or str(value) == "" or isinstance(value, pydicom.multival.MultiValue):
+    if isinstance(value, MultiValue):  # a backslash where only one value may stand
+        return "\\".join(map(str, value)) if keyword in _IDENTITY and value else None
+    if value is None or str(value) == "":
         return None
     if element.VR == "PN" or keyword in _IDENTITY:
         return str(value)
@@ -438,6 +445,13 @@ def write_dataset(path: StrPath, dataset: Dataset) -> None:
     """Write a whole DICOM file (PS3.10) at `path`, atomically."""
     with atomic_path(path) as temporary:
         pydicom.dcmwrite(Path(temporary), dataset, enforce_file_format=True)
+
+
+def quietly(make: Callable[..., Any], **arguments: Any) -> Any:
+    """Call a highdicom class without its advice on the patient's name, which is the hospital's and stays as it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*person name.*")
+        return make(**arguments)
 
 
 def texts_of(segments: tuple[Segment, ...], algorithm: Algorithm) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from pydicom.charset import default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -144,6 +145,7 @@ def _contours(place: int, mapped: SegmentMap, geometry: PlaneGeometry, source: S
     for plane in np.flatnonzero(mapped.voxels[:, place]).tolist():
         for points in outlines(mapped.numbers[plane] == place + 1):
             contour = Dataset()
+            contour.set_original_encoding(True, True, default_encoding)  # pydicom then writes the bytes below as they are
             contour.ContourImageSequence = [source.reference(plane)]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
             contour.ContourNumber = len(contours) + 1

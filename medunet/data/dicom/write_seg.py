@@ -49,7 +49,8 @@ def write_segmentation(
     planes = list(range(len(mapped.numbers))) if mapped.voxels.any() else [len(mapped.numbers) // 2]
     header = objects.patient_and_study(source, objects.texts_of(segments, algorithm))
     described = [_description(place, segment, algorithm, sop_uid) for place, segment in enumerate(segments)]
-    dataset = Segmentation(
+    dataset = objects.quietly(
+        Segmentation,
         source_images=_stand_ins(source, geometry, header, planes),
         pixel_array=mapped.numbers[planes],
         segmentation_type="LABELMAP" if labelmap else "BINARY",
@@ -66,7 +67,7 @@ def write_segmentation(
         content_description=objects.description(algorithm),
         series_description=objects.description(algorithm),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=len(planes) > 1,
+        omit_empty_frames=bool(mapped.voxels.any()),
         specific_character_set=None,
     )
     _finish(dataset, source, header)
