@@ -21,7 +21,7 @@ from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceE
 from medunet.inference.compare import Concern, compare_grid, compare_intensity
 from medunet.inference.inputs import InputCase
 from medunet.inference.restoring import current_grid, native_grid, restore_probabilities
-from medunet.inference.saving import output_name
+from medunet.inference.saving import output_name, require_writable
 from medunet.inference.windows import is_out_of_memory
 
 STATUS = "status.json"
@@ -147,6 +147,8 @@ def _segment(
     keep_probabilities: bool,
     result: CaseResult,
 ) -> None:
+    if segmenter.output_format != "nifti":
+        require_writable(case.images[0], segmenter.output_format)
     header = read_header(case.images[0])
     result.geometry = None if header.verdict is None else dict(header.verdict)
     _heed(case, compare_grid(header.grid, segmenter.plan), force, result)

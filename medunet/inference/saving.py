@@ -73,21 +73,35 @@ class SaveLabeld(MapTransform):
 
     def _write_dicom(self, target: Path, labels: IntArray, grid: Grid, source: str) -> list[str]:
         """Write the object; what should be known of it."""
-        if not is_dicom(source):
-            raise InputError(f"{source}: is not DICOM, so {self.output_format} has nothing to refer to; write nifti")
         from medunet.data.dicom.objects import Algorithm
         from medunet.data.dicom.results import segments_of, write_result
-        from medunet.data.dicom.volumes import find_series
 
         segments, warnings = segments_of(self.labels, self.codes)
         algorithm = Algorithm(self.model, self.version, self._digest)
-        series = find_series(source)
+        series = require_writable(source, self.output_format)
         write_result(target, labels, grid, series, segments, algorithm, self.output_format, labelmap=self.labelmap)
         return warnings
 
     @cached_property
     def _digest(self) -> str:
         return model_digest(self.bundle_root, {})
+
+
+def require_writable(source: str, output_format: str) -> Any:
+    """The DICOM series that a result can be written for; asked before a case is computed.
+
+    Raises:
+        InputError: the source is not DICOM.
+        GeometryError: its images lack what the format needs.
+    """
+    if not is_dicom(source):
+        raise InputError(f"{source}: is not DICOM, so {output_format} has nothing to refer to; write nifti")
+    from medunet.data.dicom import results
+    from medunet.data.dicom.volumes import find_series
+
+    series = find_series(source)
+    results.require_writable(series, output_format)
+    return series
 
 
 def output_name(name: str, output_format: str) -> str:

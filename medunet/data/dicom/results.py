@@ -14,8 +14,11 @@ from medunet.data.dicom.objects import Algorithm, Segment, SourceImages
 from medunet.data.dicom.scan import Series
 from medunet.data.dicom.volumes import to_planes
 from medunet.data.grid import Grid
-from medunet.errors import InputError
+from medunet.errors import GeometryError, InputError
 from medunet.types import IntArray
+
+_REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_AXIAL = np.cos(np.radians(0.1))
 
 
 def source_images(series: Series) -> SourceImages:
@@ -33,6 +36,26 @@ def source_images(series: Series) -> SourceImages:
     if len(files) > 1:
         raise InputError(f"{series.folder}: {series.name} is spread over {len(files)} multi-frame objects; write NIfTI")
     return SourceImages((read_full_header(files[0]),), planes, tuple(frame.number + 1 for frame in frames))
+
+
+def require_writable(series: Series, output_format: str) -> None:
+    """Refuse, before time is spent, what `write_result` could not write.
+
+    Raises:
+        GeometryError: images lack the UIDs that an object refers to, or an RTSTRUCT is asked of planes not axial.
+    """
+    for frame in series.ordered():
+        missing = [key for key in _REFERRED if not frame.file.header.get(key)]
+        if missing:
+            raise GeometryError(
+                f"{frame.file.location}: has no {missing[0]}, which {output_format} refers to; write nifti"
+            )
+    normal = series.layout.planes[0][:3, 2]
+    if output_format == "rtstruct" and abs(normal[2]) < _AXIAL:
+        raise GeometryError(
+            f"{series.folder}: {series.name} is not axial (its normal is {np.round(normal, 3).tolist()}), and RTSTRUCT "
+            f"readers expect axial planes; write dicom-seg"
+        )
 
 
 def segments_of(labels: Mapping[str, int], codes: Mapping[str, Any]) -> tuple[list[Segment], list[str]]:

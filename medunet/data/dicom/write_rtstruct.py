@@ -145,7 +145,9 @@ def _contours(place: int, mapped: SegmentMap, geometry: PlaneGeometry, source: S
     for plane in np.flatnonzero(mapped.voxels[:, place]).tolist():
         for points in outlines(mapped.numbers[plane] == place + 1):
             contour = Dataset()
-            contour.set_original_encoding(True, True, default_encoding)  # pydicom then writes the bytes below as they are
+            contour.set_original_encoding(
+                True, True, default_encoding
+            )  # pydicom then writes the bytes below as they are
             contour.ContourImageSequence = [source.reference(plane)]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
             contour.ContourNumber = len(contours) + 1
