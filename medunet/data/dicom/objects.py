@@ -39,7 +39,7 @@ _OPTIONAL = (
     *("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved"),
     *("DeidentificationMethod", "StudyDescription", "PositionReferenceIndicator"),
 )
-_IDENTITY = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "IssuerOfPatientID")
+_IDENTITY = ("PatientID", "PatientName", "AccessionNumber", "IssuerOfPatientID")
 
 _OKABE_ITO = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),

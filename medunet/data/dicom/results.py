@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medunet.data.dicom.codes import SegmentCode, find_code, generic_code
-from medunet.data.dicom.files import read_full_header
+from medunet.data.dicom.files import quiet, read_full_header
 from medunet.data.dicom.objects import Algorithm, Segment, SourceImages
 from medunet.data.dicom.scan import Series
 from medunet.data.dicom.volumes import to_planes
@@ -99,8 +99,21 @@ def write_result(
         GeometryError: the labels lie on another grid, or the object cannot hold these planes.
         ResourceError: the disk is full.
     """
-    planes = to_planes(labels, grid, series)
-    source = source_images(series)
+    with quiet():
+        _write(
+            path, to_planes(labels, grid, series), source_images(series), segments, algorithm, output_format, labelmap
+        )
+
+
+def _write(
+    path: Path,
+    planes: IntArray,
+    source: SourceImages,
+    segments: list[Segment],
+    algorithm: Algorithm,
+    output_format: str,
+    labelmap: bool,
+) -> None:
     if output_format == "rtstruct":
         from medunet.data.dicom.write_rtstruct import write_rtstruct
 
