@@ -28,9 +28,6 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS millimetres of our grids <-> LPS millimetres of DICOM (PS3.3 C.7.6.2.1.1)."""
 
 MANUFACTURER = "medunet"
-_POSITION_TOLERANCE = 0.02
-"""Millimetres by which a header may differ from the plane that the reader made of it (DS values are rounded)."""
-
 _REQUIRED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("StudyID", "AccessionNumber", "StudyDate", "StudyTime", "ReferringPhysicianName"),
@@ -140,42 +137,6 @@ class SegmentMap:
     voxels: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class PlaneGeometry:
-    """Geometry that all planes share, in DICOM's words: LPS mm, (n, 3) positions, 6 cosines, (row, column) spacing."""
-
-    positions: FloatArray
-    orientation: FloatArray
-    spacing: FloatArray
-
-    @property
-    def normal(self) -> FloatArray:
-        """Unit vector across the planes."""
-        normal: FloatArray = np.cross(self.orientation[:3], self.orientation[3:])
-        return normal / np.linalg.norm(normal)
-
-    def shares(self, thickness: float | None) -> FloatArray:
-        """(n,) mm: how much of the patient, along the normal, each plane stands for.
-
-        Half of the way to each neighbour; the outermost planes reach out as far as they reach in. A single plane stands
-        for its slice `thickness`.
-
-        Raises:
-            GeometryError: planes are not in order along the normal, or a single plane has no thickness.
-        """
-        depths = self.positions @ self.normal
-        if len(depths) == 1:
-            if not thickness:
-                raise GeometryError("a single plane has no slice thickness, so no volume can be stated")
-            return np.array([float(thickness)])
-        steps = np.diff(depths)
-        if not ((steps > 1e-6).all() or (steps < -1e-6).all()):
-            raise GeometryError("source planes are not in order along their normal; sort them by position")
-        edges = np.abs(np.concatenate([steps[:1], steps, steps[-1:]]))
-        shares: FloatArray = (edges[:-1] + edges[1:]) / 2
-        return shares
-
-
 def segment_map(labels: IntArray, source: SourceImages, segments: tuple[Segment, ...]) -> SegmentMap:
     """Number the labels 1, 2, ... in the order of `segments`, and count their voxels.
 
@@ -212,86 +173,6 @@ def segment_map(labels: IntArray, source: SourceImages, segments: tuple[Segment,
         numbers[index] = numbered
         voxels[index] = np.bincount(numbered.ravel(), minlength=len(values) + 1)[1:]
     return SegmentMap(numbers, voxels)
-
-
-def volumes(mapped: SegmentMap, geometry: PlaneGeometry, thickness: float | None) -> FloatArray:
-    """(segments,) mm^3: voxels times pixel area times the share of the patient that each plane stands for.
-
-    Raises:
-        GeometryError: planes are not in order, or a single plane has no thickness.
-    """
-    sides = np.stack([geometry.orientation[:3] * geometry.spacing[1], geometry.orientation[3:] * geometry.spacing[0]])
-    area = float(np.linalg.norm(np.cross(sides[0], sides[1])))
-    result: FloatArray = geometry.shares(thickness) @ mapped.voxels * area
-    return result
-
-
-def plane_geometry(source: SourceImages) -> PlaneGeometry:
-    """The planes in DICOM's terms, with the header's own numbers wherever it has them.
-
-    Raises:
-        GeometryError: planes are not parallel with equal pixels, or a header contradicts its plane.
-    """
-    stated = [_stated(*source.header(plane)) for plane in range(len(source.planes))]
-    made = [_from_plane(plane) for plane in source.planes]
-    used = [s or m for s, m in zip(stated, made, strict=True)]
-    orientation, spacing = used[0][1], used[0][2]
-    _, rows, columns = source.shape
-    corners = np.array([[0, 0], [columns - 1, 0], [0, rows - 1], [columns - 1, rows - 1]], dtype=np.float64)
-    for index, (plane, (position, *_)) in enumerate(zip(source.planes, used, strict=True)):
-        steps = np.stack([orientation[:3] * spacing[1], orientation[3:] * spacing[0]])
-        here = position + corners @ steps
-        there = (LPS @ plane)[:3, 3] + corners @ (LPS @ plane)[:3, :2].T
-        error = float(np.linalg.norm(here - there, axis=1).max())
-        if error > _POSITION_TOLERANCE:
-            raise GeometryError(
-                f"plane {index} of the source lies {error:.3g} mm from where its header and the first plane put it; "
-                "planes have to be parallel, equally sized and as read"
-            )
-    return PlaneGeometry(np.stack([u[0] for u in used]), orientation, spacing)
-
-
-_Stated = tuple[FloatArray, FloatArray, FloatArray]
-
-
-def _from_plane(plane: FloatArray) -> _Stated:
-    lps = LPS @ plane
-    lengths = np.linalg.norm(lps[:3, :2], axis=0)
-    return lps[:3, 3], (lps[:3, :2] / lengths).T.ravel(), lengths[::-1]
-
-
-def _stated(dataset: Dataset, frame: int | None) -> _Stated | None:
-    """Position, orientation and spacing as a header states them; None where it does not."""
-    if frame is None:
-        groups = [(dataset, "ImagePositionPatient"), (dataset, "ImageOrientationPatient"), (dataset, "PixelSpacing")]
-    else:
-        names = ("PlanePosition", "PlaneOrientation", "PixelMeasures")
-        words = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        groups = [(functional_group(dataset, frame, f"{n}Sequence"), w) for n, w in zip(names, words, strict=True)]
-    found = [(item.get(word) if item is not None else None) or () for item, word in groups]
-    if [len(numbers) for numbers in found] != [3, 6, 2]:
-        return None
-    position, orientation, spacing = (np.array([float(v) for v in numbers]) for numbers in found)
-    return position, orientation, spacing
-
-
-def functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
-    """The first item of a functional group of a frame (from 1), its own or the shared one (PS3.3 C.7.6.16)."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for item in [*per_frame[frame - 1 : frame], *shared[:1]]:
-        group = item.get(keyword)
-        if group:
-            return group[0]
-    return None
-
-
-def slice_thickness(source: SourceImages) -> float | None:
-    """Slice Thickness in mm as the first plane states it."""
-    dataset, frame = source.header(0)
-    item = dataset if frame is None else functional_group(dataset, frame, "PixelMeasuresSequence")
-    value = item.get("SliceThickness") if item is not None else None
-    return float(value) if value else None
 
 
 def patient_and_study(source: SourceImages, texts: list[str]) -> Dataset:

@@ -42,7 +42,7 @@ def read_series_header(source: StrPath) -> Header:
 def read_source(source: StrPath) -> Volume:
     """An image (`read_series`), or the label map of a SEG or RTSTRUCT source that says ``on`` which image it lies."""
     if "on" in Source.parse(source).options:
-        from medunet.data.dicom.labelled import read_label_source
+        from medunet.data.dicom.label_source import read_label_source
 
         return read_label_source(source)
     return read_series(source)

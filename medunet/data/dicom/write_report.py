@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
 
-from medunet.data.dicom import objects
+from medunet.data.dicom import objects, plane_geometry
 from medunet.data.dicom.codes import CATEGORIES, LEFT, RIGHT, Code
 from medunet.data.dicom.objects import Algorithm, Segment, SourceImages
 from medunet.types import IntArray, StrPath
@@ -44,7 +44,9 @@ def write_report(
     """
     segments = tuple(segments)
     mapped = objects.segment_map(labels, source, segments)
-    volumes = objects.volumes(mapped, objects.plane_geometry(source), objects.slice_thickness(source)).tolist()
+    volumes = plane_geometry.volumes(
+        mapped, plane_geometry.plane_geometry(source), plane_geometry.slice_thickness(source)
+    ).tolist()
     sop_uid = str(generate_uid())
     header = objects.patient_and_study(source, objects.texts_of(segments, algorithm))
     segmentation = _segmentation(header, segmentation_uid, labelmap)

@@ -11,10 +11,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from medunet.data.dicom import objects
+from medunet.data.dicom import objects, plane_geometry
 from medunet.data.dicom.codes import CATEGORIES
 from medunet.data.dicom.contours import Points, outlines
-from medunet.data.dicom.objects import Algorithm, PlaneGeometry, Segment, SegmentMap, SourceImages
+from medunet.data.dicom.objects import Algorithm, Segment, SegmentMap, SourceImages
+from medunet.data.dicom.plane_geometry import PlaneGeometry
 from medunet.errors import GeometryError
 from medunet.types import IntArray, StrPath
 
@@ -43,7 +44,7 @@ def write_rtstruct(
     """
     segments = tuple(segments)
     mapped = objects.segment_map(labels, source, segments)
-    geometry = objects.plane_geometry(source)
+    geometry = plane_geometry.plane_geometry(source)
     _require_axial(geometry)
     sop_uid = str(generate_uid())
     dataset = objects.patient_and_study(source, objects.texts_of(segments, algorithm))
@@ -52,10 +53,10 @@ def write_rtstruct(
     dataset.StructureSetROISequence = [
         _roi(place, segment, source, algorithm) for place, segment in enumerate(segments)
     ]
-    thickness = objects.slice_thickness(source)
+    thickness = plane_geometry.slice_thickness(source)
     if thickness or len(source.planes) > 1:
         for roi, volume in zip(
-            dataset.StructureSetROISequence, objects.volumes(mapped, geometry, thickness).tolist(), strict=True
+            dataset.StructureSetROISequence, plane_geometry.volumes(mapped, geometry, thickness).tolist(), strict=True
         ):
             roi.ROIVolume = repr(round(volume / 1000, 6))  # cm^3
     dataset.ROIContourSequence = [_contours(place, mapped, geometry, source) for place in range(len(segments))]

@@ -12,9 +12,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as SrCode
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from medunet.data.dicom import objects
+from medunet.data.dicom import objects, plane_geometry
 from medunet.data.dicom.codes import Code
-from medunet.data.dicom.objects import Algorithm, PlaneGeometry, Segment, SourceImages
+from medunet.data.dicom.objects import Algorithm, Segment, SourceImages
+from medunet.data.dicom.plane_geometry import PlaneGeometry
 from medunet.types import IntArray, StrPath
 
 _COMPRESSION = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
@@ -44,15 +45,15 @@ def write_segmentation(
     """
     segments = tuple(segments)
     mapped = objects.segment_map(labels, source, segments)
-    geometry = objects.plane_geometry(source)
+    geometry = plane_geometry.plane_geometry(source)
     sop_uid = str(generate_uid())
-    planes = list(range(len(mapped.numbers))) if mapped.voxels.any() else [len(mapped.numbers) // 2]
+    chosen = list(range(len(mapped.numbers))) if mapped.voxels.any() else [len(mapped.numbers) // 2]
     header = objects.patient_and_study(source, objects.texts_of(segments, algorithm))
     described = [_description(place, segment, algorithm, sop_uid) for place, segment in enumerate(segments)]
     dataset = objects.quietly(
         Segmentation,
-        source_images=_stand_ins(source, geometry, header, planes),
-        pixel_array=mapped.numbers[planes],
+        source_images=_stand_ins(source, geometry, header, chosen),
+        pixel_array=mapped.numbers[chosen],
         segmentation_type="LABELMAP" if labelmap else "BINARY",
         segment_descriptions=described,
         series_instance_uid=objects.series_uid(sop_uid),
@@ -111,16 +112,16 @@ def sr_code(code: Code) -> SrCode:
     return SrCode(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 
 
-def _stand_ins(source: SourceImages, geometry: PlaneGeometry, header: Dataset, planes: list[int]) -> list[Dataset]:
+def _stand_ins(source: SourceImages, geometry: PlaneGeometry, header: Dataset, chosen: list[int]) -> list[Dataset]:
     """A small single-frame header for each plane, numbered by its UID.
 
     highdicom reads geometry and identity from the source images and stumbles over what real ones lack; these have what
     it asks for, and are equal for classic and multi-frame sources. `_finish` names the true images.
     """
-    thickness = objects.slice_thickness(source)
+    thickness = plane_geometry.slice_thickness(source)
     thickness = thickness if thickness is not None else _typical(geometry)
     images = []
-    for plane in planes:
+    for plane in chosen:
         image = Dataset()
         image.update(header)
         image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, _stand_in_uid(plane)
