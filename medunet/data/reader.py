@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from medunet.data.volume import Volume, read_case
 from medunet.errors import InputError
+
+GEOMETRY = "geometry"
+"""Where the meta data of a DICOM volume keeps its geometry verdict."""
 
 
 class VolumeReader(ImageReader):
@@ -52,7 +56,7 @@ class VolumeReader(ImageReader):
             "filename_or_obj": ";".join(paths),
         }
         if content.verdict is not None:
-            meta["geometry"] = dict(content.verdict)
+            meta[GEOMETRY] = json.dumps(content.verdict)  # a text: collating would take lists apart
         return np.ascontiguousarray(content.array, dtype=np.float32), meta
 
 
@@ -66,3 +70,9 @@ def require_finite(volume: Volume, paths: Sequence[str]) -> None:
             f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; "
             f"replace them or remove the case"
         )
+
+
+def geometry_of(image: Any) -> dict[str, Any] | None:
+    """The geometry verdict of a loaded tensor that came from DICOM."""
+    text = image.meta.get(GEOMETRY)
+    return None if text is None else dict(json.loads(text))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
 from medunet.data.volume import read_case, read_label
 from medunet.errors import MedunetError
@@ -53,7 +54,7 @@ def _paths(value: Any, base: Path | None) -> list[Path]:
         return []
     parts = list(value) if isinstance(value, list) else str(value).split(";")
     paths = [Path(p) if Path(p).is_absolute() or base is None else base / p for p in parts]
-    return paths if all(path.is_file() for path in paths) else []
+    return paths if all(Source.parse(path).path.exists() for path in paths) else []
 
 
 def _to_ras(array: AnyArray, grid: Grid) -> AnyArray:

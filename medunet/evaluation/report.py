@@ -59,6 +59,7 @@ def write_report(
         scatter=_scatter(cases, names),
         plan_rows=_plan_rows(plan or {}, reasons or {}),
         most=MOST_PICTURES,
+        geometry=_geometry(cases),
     )
     write_text(output, page)
 
@@ -83,6 +84,13 @@ def _pictures(
         planes, note = case_planes(case, labels, base)
         shown.append({"case": case, "planes": planes, "note": note})
     return shown
+
+
+def _geometry(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Verdicts on DICOM geometry: how many, and the cases of which there is something to say."""
+    judged = [case for case in cases if case.get("geometry")]
+    told = [case for case in judged if case["geometry"]["reasons"] or case["geometry"]["notes"]]
+    return {"count": len(judged), "told": sorted(told, key=lambda case: case["geometry"]["verdict"] == "accepted")}
 
 
 def _boxes(cases: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

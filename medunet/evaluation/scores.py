@@ -138,11 +138,16 @@ def _score_pair(
     return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
 
 
-def _predicted_images(predictions: Path) -> dict[str, dict[str, list[str]]]:
-    """The images that label maps were made from, where ``medunet predict`` left its status beside them."""
+def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
+    """The images that label maps were made from and their geometry verdicts, where ``medunet predict`` left its status beside them."""
     try:
         content = json.loads((predictions / "status.json").read_text(encoding="utf-8"))
-        return {str(predictions / case["output"]): {"image": case["images"]} for case in content["cases"]}
+        return {
+            str(predictions / case["output"]): {
+                "image": case["images"], **({"geometry": case["geometry"]} if case.get("geometry") else {}),
+            }
+            for case in content["cases"]
+        }  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

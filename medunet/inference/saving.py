@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 from medunet.data.atomic import write_json
 from medunet.data.dicom.source import is_dicom
 from medunet.data.grid import Grid
+from medunet.data.reader import geometry_of
 from medunet.data.volume import stem_of, write_label
 from medunet.errors import InputError
 from medunet.inference.restoring import native_grid
@@ -67,8 +68,9 @@ class SaveLabeld(MapTransform):
             write_label(target, labels, grid, like=first)
         else:
             item["warnings"] = self._write_dicom(target, labels, grid, first)
-        if "geometry" in image.meta:
-            write_json(self.output_dir / f"{name}_geometry.json", dict(image.meta["geometry"]))
+        geometry = geometry_of(image)
+        if geometry is not None:
+            write_json(self.output_dir / f"{name}_geometry.json", geometry)
         return item
 
     def _write_dicom(self, target: Path, labels: IntArray, grid: Grid, source: str) -> list[str]:

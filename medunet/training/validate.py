@@ -12,6 +12,7 @@ from monai.engines import SupervisedEvaluator
 
 from medunet.data.atomic import write_json
 from medunet.data.grid import Grid
+from medunet.data.reader import geometry_of
 from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
 from medunet.inference.restoring import native_grid
@@ -45,12 +46,14 @@ class CaseScores:
     def _update(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             prediction, reference = output["pred"][0].cpu().numpy(), output["label"][0].cpu().numpy().astype(np.int64)
-            files = {"image": source_of(output["image"]), "reference": source_of(output["label"])}
+            files: dict[str, Any] = {"image": source_of(output["image"]), "reference": source_of(output["label"])}
+            geometry = geometry_of(output["image"])
+            files |= {} if geometry is None else {"geometry": geometry}
             self.cases.append(self._measure(batch, native_grid(output["image"]), prediction, reference, files))
         engine.state.batch = engine.state.output = None
 
     def _measure(
-        self, batch: Any, grid: Grid, prediction: Any, reference: Any, files: Mapping[str, str]
+        self, batch: Any, grid: Grid, prediction: Any, reference: Any, files: Mapping[str, Any]
     ) -> dict[str, Any]:
         case, paths = str(batch.get("case", "case")), dict(files)
         if not self.full:
