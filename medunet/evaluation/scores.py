@@ -139,7 +139,7 @@ def _score_pair(
 
 
 def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
-    """The images that label maps were made from and their geometry verdicts, where ``medunet predict`` left its status beside them."""
+    """Images that label maps were made from and their geometry verdicts, from the status file of ``medunet predict``."""
     try:
         content = json.loads((predictions / "status.json").read_text(encoding="utf-8"))
         return {
