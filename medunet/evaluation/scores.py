@@ -139,7 +139,7 @@ def _score_pair(
 
 
 def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
-    """Images that label maps were made from and their geometry verdicts, from the status file of ``medunet predict``."""
+    """Images that label maps were made from, and geometry verdicts, from the status file of ``medunet predict``."""
     try:
         content = json.loads((predictions / "status.json").read_text(encoding="utf-8"))
         return {
