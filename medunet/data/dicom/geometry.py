@@ -24,7 +24,7 @@ _SAME_PLACE = 0.01  # of the spacing: planes closer than this are at one place
 _UNEVEN = 0.05  # of the spacing: planes farther from their even place than this are unevenly spaced
 _ROUNDED = 0.051  # mm: some scanners write positions with one decimal
 _SIDEWAYS = 0.1  # of a pixel over the whole stack: more is a tilt
-_GAP = 1.5  # times the expected distance: a slice is missing
+_GAP = 1.8  # times the expected distance: a slice is missing (a whole one makes it 2)
 _MOST_VOXELS = 2**33
 
 State = Literal["accepted", "repaired", "refused"]
