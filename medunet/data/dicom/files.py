@@ -29,7 +29,7 @@ _KEYWORDS = (
     "AcquisitionDate", "AcquisitionDateTime", "AcquisitionNumber", "AcquisitionTime", "BitsAllocated", "BitsStored",
     "Columns", "ContentTime", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence",
     "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "GantryDetectorTilt", "HighBit", "ImageOrientationPatient",
-    "ImagePositionPatient", "ImageType", "InversionTime", "Manufacturer", "Modality", "ModalityLUTSequence",
+    "ImagePositionPatient", "ImageType", "InversionTime", "LossyImageCompression", "Manufacturer", "Modality", "ModalityLUTSequence",
     "NumberOfFrames", "PatientID", "PatientWeight", "PatientPosition", "PerFrameFunctionalGroupsSequence",
     "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing", "PlanarConfiguration",
     "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",

@@ -369,6 +369,8 @@ def _valued(series: Series) -> Series:
         verdict = replace(verdict, repairs=(*verdict.repairs, "grey values are stored inverted (MONOCHROME1): turned"))
     elif _photometric(series) == "MONOCHROME1":
         verdict = replace(verdict, notes=(*verdict.notes, "MONOCHROME1 (shown inverted); its physical values are kept"))
+    if any(_text(frame.file.header, "LossyImageCompression") == "01" for frame in series.frames):
+        verdict = replace(verdict, notes=(*verdict.notes, "its images were once compressed with loss"))
     return replace(series, layout=replace(layout, verdict=verdict), value_factor=factor)
 
 
