@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from medunet.data.grid import Grid
 
 _WARN, _REFUSE = 2.0, 4.0  # factors outside the training range
+_MODALITIES = {
+    "CT": {"CT"},
+    "PT": {"PT", "PET"},
+    "MR": {"MR", "MRI", "T1", "T1W", "T1GD", "T1C", "T1CE", "T2", "T2W", "FLAIR", "DWI", "ADC", "PD", "SWI"},
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,16 @@ def compare_intensity(ranges: Sequence[tuple[float, float]], plan: Mapping[str, 
                 )
             )
     return concerns
+
+
+def compare_modality(verdict: Mapping[str, Any] | None, channel: str) -> list[Concern]:
+    """Compare the modality of a DICOM series with what the channel's name says it is (``CT``, ``MR_T1``, ``FLAIR``)."""
+    words = {word.upper() for word in re.split(r"[^A-Za-z0-9]+", channel)}
+    expected = next((modality for modality, names in _MODALITIES.items() if words & names), None)
+    got = (verdict or {}).get("modality")
+    if not got or expected in (None, got):
+        return []
+    return [Concern(f"is {got}, the model's channel {channel} is {expected}; give a series of that modality", True)]
 
 
 def _spacing(spacing: Sequence[float], seen: Mapping[str, Any]) -> list[Concern]:

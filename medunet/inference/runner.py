@@ -18,7 +18,7 @@ import torch
 from medunet.data.atomic import write_json, write_with
 from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
-from medunet.inference.compare import Concern, compare_grid, compare_intensity
+from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
 from medunet.inference.restoring import current_grid, native_grid, restore_probabilities
 from medunet.inference.saving import output_name, require_writable
@@ -151,6 +151,9 @@ def _segment(
         require_writable(case.images[0], segmenter.output_format)
     header = read_header(case.images[0])
     result.geometry = None if header.verdict is None else dict(header.verdict)
+    for image, channel in zip(case.images, segmenter.plan["channels"], strict=False):
+        verdict = header.verdict if image == case.images[0] else read_header(image).verdict
+        _heed(case, compare_modality(verdict, channel), force, result)
     _heed(case, compare_grid(header.grid, segmenter.plan), force, result)
     images = case.images[0] if len(case.images) == 1 else list(case.images)
     item = segmenter.preprocessing({"image": images, "output": case.output})

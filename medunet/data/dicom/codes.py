@@ -107,7 +107,7 @@ def find_code(name: str) -> SegmentCode | None:
     if row is not None:
         return row.code
     rest, side = _take_side(words)
-    row = _table().get(" ".join(rest)) or _abnormality_of_structure(rest)
+    row = _table().get(" ".join(rest)) or _abnormality_of_structure(rest) or _numbered_abnormality(rest)
     if row is None or (side is not None and not row.paired):
         return None
     return SegmentCode(row.code.category, row.code.type, side or row.code.laterality)
@@ -180,6 +180,12 @@ def _abnormality_of_structure(words: list[str]) -> _Row | None:
         if where is not None and what is not None and what.abnormal and not where.abnormal:
             return what
     return None
+
+
+def _numbered_abnormality(words: list[str]) -> _Row | None:
+    """``GTV 1`` is a GTV; numbers of structures (vertebrae, ribs) mean something and stay."""
+    row = _table().get(" ".join(words[:-1])) if words and words[-1].isdigit() else None
+    return row if row is not None and row.abnormal else None
 
 
 @lru_cache(maxsize=1)

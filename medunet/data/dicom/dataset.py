@@ -225,12 +225,24 @@ def _classes(index: Index, objects: Mapping[str, tuple[Source, Contents]]) -> tu
     declared = {name: value for name, value in index.labels.items() if value != 0}
     if declared:
         return declared, []
-    asked: dict[str, int] = {}
+    asked: list[Counter[str]] = []  # the spellings of each class, in the order in which they come up
+    values: dict[str, int] = {}
     for source, _ in objects.values():
         for entry in _rois(source):
             name, _, value = entry.partition("=")
-            asked.setdefault(name, int(value) if value.isdigit() else max(asked.values(), default=0) + 1)
-    return (asked, []) if asked else _common_names(objects)
+            own = next((spellings for spellings in asked if match_roi(name, spellings)), None)
+            if own is None:
+                asked.append(Counter([name]))
+            else:
+                own[name] += 1
+            values |= {name: int(value)} if value.isdigit() else {}
+    if not asked:
+        return _common_names(objects)
+    labels: dict[str, int] = {}
+    for spellings in asked:
+        given = next((values[name] for name in spellings if name in values), max(labels.values(), default=0) + 1)
+        labels[spellings.most_common(1)[0][0]] = given
+    return labels, []
 
 
 def _rois(source: Source) -> list[str]:
@@ -273,5 +285,5 @@ def _settled(root: Path, source: Source, inside: Contents, labels: Mapping[str, 
                 f"{source.path}: has no structure '{name}', it has {', '.join(inside.names) or 'none'}; "
                 f"add it, or remove the case"
             )
-        options[found] = str(labels[name])
+        options[found] = str(labels[match_roi(name, labels) or name])
     return str(Source(Path(_relative(source.path, root)), options))

@@ -51,7 +51,7 @@ def read_source(source: StrPath) -> Volume:
 def provenance(series: Series) -> dict[str, Any]:
     """The verdict and the series that it was given for, as plain values: what is saved beside a result."""
     return {
-        **series.verdict.as_json(), "series": series.uid, "part": series.part,
+        **series.verdict.as_json(), "modality": series.modality, "series": series.uid, "part": series.part,
         "frame_of_reference": series.frame_of_reference,
     }  # fmt: skip
 

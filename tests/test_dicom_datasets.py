@@ -1,0 +1,304 @@
+"""From DICOM series with SEG or RTSTRUCT to an index, a bundle, training, and results as DICOM again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from medunet import verbs
+from medunet.data.dicom.codes import generic_code
+from medunet.data.dicom.labels import label_map
+from medunet.data.dicom.objects import Algorithm, Segment
+from medunet.data.dicom.results import write_result
+from medunet.data.dicom.volumes import find_series
+from medunet.data.index import Index, read_index
+from medunet.data.phantom import make_phantom
+from medunet.data.volume import read_label, read_volume, write_label
+from medunet.errors import DatasetError, InputError
+from medunet.inference.inputs import find_cases
+from medunet.planning import Budget
+from tests.dicom_phantom import make_series
+from tests.test_dicom_geometry import edit
+
+RealData = Callable[[str], Path]
+NAMES = ("Liver", "GTV_1")
+
+
+def phantom(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels (planes, rows, columns) with two classes, unlike any mirror image of themselves."""
+    image, label = make_phantom(seed, (24, 20, 12), (5.0, 5.0, 8.0))
+    planes = label.array[0].transpose(2, 1, 0).astype(np.int16)
+    return image.array[0].transpose(2, 1, 0).astype(np.int16), np.minimum(planes, 2)
+
+
+def write_case(
+    folder: Path,
+    patient: str,
+    seed: int,
+    output_format: str = "rtstruct",
+    names: tuple[str, ...] = NAMES,
+    **header: object,
+) -> np.ndarray:
+    """``folder/image`` and ``folder/mask``; the labels (x, y, z)."""
+    image, label = phantom(seed)
+    make_series(folder / "image", image, (2.5, 1.2, 1.0), PatientID=patient, **header)  # type: ignore[arg-type]
+    series = find_series(folder / "image")
+    assert series.layout.grid is not None
+    segments = [Segment(n + 1, name, generic_code(name)) for n, name in enumerate(names)]
+    labels = label.transpose(2, 1, 0)
+    (folder / "mask").mkdir()
+    write_result(
+        folder / "mask" / "label.dcm",
+        labels,
+        series.layout.grid,
+        series,
+        segments,
+        Algorithm("x", "1", "0"),
+        output_format,
+    )
+    for report in (folder / "mask").glob("*_report.dcm"):
+        report.unlink()
+    return labels
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four patients, two of them with RTSTRUCT and two with SEG, names of structures spelt in several ways."""
+    root = tmp_path_factory.mktemp("tree")
+    spellings = [("Liver", "GTV_1"), ("liver", "gtv-1"), ("LIVER", "GTV1"), ("Liver", "GTV_1")]
+    for number, names in enumerate(spellings):
+        kind = "dicom-seg" if number % 2 else "rtstruct"
+        write_case(root / f"p{number}" / "CT", f"patient {number}", number, kind, names)
+    return root
+
+
+def test_a_tree_of_images_and_masks(tree: Path) -> None:
+    index = read_index(tree)
+    assert index.layout == "DICOM"
+    assert index.channels == ("CT",)
+    assert index.labels == {"background": 0, "GTV_1": 1, "Liver": 2}
+    assert [case.id for case in index.training] == ["p0_CT", "p1_CT", "p2_CT", "p3_CT"]
+    assert [case.patient for case in index.training] == [f"patient {n}" for n in range(4)]
+    assert index.training[1].label == "p1/CT/mask/label.dcm#on=../image&gtv-1=1&liver=2"
+    assert not index.findings
+    assert Index.from_json(json.loads(json.dumps(index.as_json()))) == index
+
+
+def test_labels_lie_on_the_image_voxel_for_voxel(tree: Path) -> None:
+    index = verbs.index(tree)
+    for number, case in enumerate(index.training):
+        images, label = index.paths(case)
+        assert label is not None
+        image, got = read_volume(images[0]), read_label(label)
+        expected = phantom(number)[1].transpose(2, 1, 0)
+        assert got.grid == image.grid
+        assert np.array_equal(got.array[0], np.choose(expected, [0, 2, 1]))
+
+
+def test_a_datalist_names_series_objects_and_structures(tree: Path) -> None:
+    uid = find_series(tree / "p1/CT/image").uid
+    (tree / "list.csv").write_text(
+        "image,label,roi\n"
+        "p0/CT/image,p0/CT/mask/label.dcm,GTV\n"
+        f"{uid},p1/CT/mask,gtv\n"
+        "p2/CT/image,p2/CT/mask/label.dcm,GTV=1\n"
+    )
+    index = read_index(tree / "list.csv")
+    (tree / "list.csv").unlink()
+    assert index.labels == {"background": 0, "GTV": 1}
+    assert [case.id for case in index.training] == [uid, "p0_CT", "p2_CT"]
+    assert {case.patient for case in index.training} == {"patient 0", "patient 1", "patient 2"}
+
+
+def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
+    rows = [{"image": f"p{n}/CT/image", "label": f"p{n}/CT/mask/label.dcm"} for n in range(4)]
+    path = tree / "list.json"
+    path.write_text(json.dumps({"labels": {"gtv": 7}, "training": rows, "channels": ["CT"]}))
+    index = read_index(path)
+    path.unlink()
+    assert index.labels == {"background": 0, "gtv": 7}
+    assert [str(c.label).split("#")[1] for c in index.training] == [
+        "on=../image&GTV_1=7", "on=../image&gtv-1=7", "on=../image&GTV1=7", "on=../image&GTV_1=7",
+    ]  # fmt: skip
+
+
+def test_a_missing_structure_is_told(tree: Path) -> None:
+    path = tree / "spleen.json"
+    path.write_text(
+        json.dumps({"labels": {"Spleen": 1}, "training": [{"image": "p0/CT/image", "label": "p0/CT/mask"}]})
+    )
+    with pytest.raises(
+        DatasetError, match=r"p0_CT: .*has no structure 'Spleen', it has Liver, GTV_1; add it, or remove"
+    ):
+        verbs.index(path)
+    path.unlink()
+
+
+def test_several_series_are_channels(tmp_path: Path) -> None:
+    frame = {"FrameOfReferenceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3.5"}
+    for number in range(2):
+        write_case(tmp_path / f"p{number}", f"p{number}", number, **frame)
+        second = phantom(number)[0] * 2
+        (tmp_path / f"p{number}/image").rename(tmp_path / f"p{number}/T1")
+        (tmp_path / f"p{number}/image").mkdir()
+        (tmp_path / f"p{number}/T1").rename(tmp_path / f"p{number}/image/T1")
+        make_series(tmp_path / f"p{number}/image/T2", second, (2.5, 1.2, 1.0), PatientID=f"p{number}", **frame)  # type: ignore[arg-type]
+    index = read_index(tmp_path)
+    assert index.channels == ("T1", "T2")
+    assert index.training[0].images == ("p0/image/T1", "p0/image/T2")
+    assert not verbs.index(tmp_path).findings
+    cases = find_cases([tmp_path], ("T1", "T2"))
+    assert [case.images for case in cases] == [
+        tuple(str(tmp_path / f"p{n}/image/{kind}") for kind in ("T1", "T2")) for n in range(2)
+    ]
+    with pytest.raises(InputError, match="0 series are called FLAIR"):
+        find_cases([tmp_path], ("T1", "FLAIR"))
+
+
+def test_a_label_of_another_frame_of_reference_is_told(tmp_path: Path) -> None:
+    for number in range(2):
+        write_case(tmp_path / f"p{number}", f"p{number}", number)
+    for file in (tmp_path / "p1/image").iterdir():
+        edit(file, FrameOfReferenceUID="1.2.3")
+    with pytest.raises(DatasetError, match=r"no series of its frame of reference .* is there; add the images"):
+        verbs.index(tmp_path)
+    assert len(verbs.index(tmp_path, "skip").training) == 1
+
+
+def test_a_refused_series_is_told_and_gaps_may_be_allowed(tmp_path: Path) -> None:
+    for number in range(2):
+        write_case(tmp_path / f"p{number}", f"p{number}", number)
+    (tmp_path / "p0/image/IM0005.dcm").unlink()
+    with pytest.raises(DatasetError, match=r"p0: .*is refused: 1 slice missing"):
+        verbs.index(tmp_path)
+    index = verbs.index(tmp_path, allow_gaps=True)
+    assert index.training[0].images == ("p0/image#allow_gaps=1",)
+    assert "on=../image%23allow_gaps=1" in str(index.training[0].label) or "allow_gaps" in str(index.training[0].label)
+
+
+def test_a_label_object_needs_a_dicom_image(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "p0", 0)
+    volume = read_volume(tmp_path / "p0/image")
+    write_label(tmp_path / "image.nii.gz", volume.array[0], volume.grid)
+    (tmp_path / "list.csv").write_text("image,label\nimage.nii.gz,p0/mask/label.dcm\n")
+    with pytest.raises(
+        DatasetError, match=r"is a DICOM label object and the image image.nii.gz is not; give its series"
+    ):
+        verbs.index(tmp_path / "list.csv")
+
+
+def test_dicom_images_with_nifti_labels(tmp_path: Path) -> None:
+    labels = write_case(tmp_path / "p0", "p0", 0)
+    write_label(tmp_path / "label.nii.gz", labels, read_volume(tmp_path / "p0/image").grid)
+    (tmp_path / "list.csv").write_text("image,label\np0/image,label.nii.gz\n")
+    index = verbs.index(tmp_path / "list.csv")
+    assert index.training[0].patient == "p0"
+    assert len(index.labels) == 3
+
+
+@pytest.fixture(scope="module")
+def bundle(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dicom") / "bundle"
+    small = {"base_channels": 4, "max_levels": 2, "steps_per_epoch": 3}
+    verbs.plan(tree, folder, Budget(epochs=1), small)
+    verbs.train(folder, 0, {"quiet": True, "device::name": "cpu"})
+    return folder
+
+
+def test_plan_and_train_straight_from_dicom(bundle: Path) -> None:
+    plan = json.loads((bundle / "configs/metadata.json").read_text())["plan"]
+    assert plan["codes"]["Liver"]["type"] == ["10200004", "SCT", "Liver"]
+    assert plan["normalization"][0]["scheme"] == "ct"
+    scores = json.loads((bundle / "eval/fold_0/scores.json").read_text())
+    assert scores["cases"][0]["geometry"]["verdict"] == "accepted"
+    assert "DICOM geometry" in (bundle / "eval/fold_0/report.html").read_text()
+
+
+def predict(bundle: Path, source: Path, output: Path, **overrides: object) -> list[object]:
+    values = {"device::name": "cpu", **{key.replace("__", "::"): value for key, value in overrides.items()}}
+    return list(verbs.predict(bundle, [source], output, values, force=True))
+
+
+def test_a_held_out_series_becomes_seg_report_and_rtstruct(bundle: Path, tree: Path, tmp_path: Path) -> None:
+    source = tree / "p2/CT/image"
+    kinds = [{}, {"save__output_format": "dicom-seg"}, {"save__output_format": "rtstruct"}]
+    results = [predict(bundle, source, tmp_path, **kind)[0] for kind in kinds]
+    assert [r.output for r in results] == ["image.nii.gz", "image_seg.dcm", "image_rtstruct.dcm"]  # type: ignore[attr-defined]
+    assert all(r.state == "done" for r in results)  # type: ignore[attr-defined]
+    assert not results[1].warnings  # type: ignore[attr-defined]
+    nifti, series = read_label(tmp_path / "image.nii.gz"), find_series(source)
+    assert set(np.unique(nifti.array)) == {0, 1, 2}
+    for name in ("image_seg.dcm", "image_rtstruct.dcm"):
+        assert series.layout.grid is not None
+        got = label_map(tmp_path / name, series.layout.grid, series.frame_of_reference, {"GTV_1": 1, "Liver": 2})
+        assert np.array_equal(got.array, nifti.array[0])
+    headers = [pydicom.dcmread(tmp_path / f"image_{kind}.dcm") for kind in ("seg", "rtstruct", "report")]
+    image = pydicom.dcmread(next(source.iterdir()))
+    assert {h.StudyInstanceUID for h in headers} == {image.StudyInstanceUID}
+    assert {h.PatientID for h in headers} == {"patient 2"}
+    assert len({h.SOPInstanceUID for h in headers} | {h.SeriesInstanceUID for h in headers}) == 6
+    seg = hd.seg.segread(tmp_path / "image_seg.dcm")
+    assert {s.segment_label for s in (seg.get_segment_description(n) for n in seg.segment_numbers)} == {
+        "GTV_1",
+        "Liver",
+    }
+    verdict = json.loads((tmp_path / "image_geometry.json").read_text())
+    assert verdict["verdict"] == "accepted"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert {case["output"] for case in status["cases"]} >= {"image_rtstruct.dcm"}
+    assert predict(bundle, source, tmp_path, save__output_format="rtstruct")[0].state == "already done"  # type: ignore[attr-defined]
+
+
+def test_results_on_a_tilted_series_lie_on_its_own_images(bundle: Path, tmp_path: Path) -> None:
+    tilted = (1.0, 0.0, 0.0, 0.0, np.cos(0.3), np.sin(0.3))
+    make_series(tmp_path / "tilted", phantom(9)[0], (2.5, 1.2, 1.0), tilted, tilt=np.degrees(0.3))
+    (result,) = predict(bundle, tmp_path / "tilted", tmp_path / "out", save__output_format="dicom-seg")
+    assert result.state == "done"  # type: ignore[attr-defined]
+    assert result.geometry["verdict"] == "repaired"  # type: ignore[attr-defined, index]
+    seg = hd.seg.segread(tmp_path / "out/tilted_seg.dcm")
+    sources = {str(pydicom.dcmread(f).SOPInstanceUID) for f in (tmp_path / "tilted").iterdir()}
+    assert {str(uid) for _, _, uid in seg.get_source_image_uids()} == sources
+    refused = predict(bundle, tmp_path / "tilted", tmp_path / "out", save__output_format="rtstruct")[0]
+    assert refused.state == "refused"  # type: ignore[attr-defined]
+    assert "is not axial" in refused.message  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_written_as_dicom_is_refused_before_it_is_computed(
+    bundle: Path, tree: Path, tmp_path: Path
+) -> None:
+    volume = read_volume(tree / "p0/CT/image")
+    write_label(tmp_path / "scan.nii.gz", volume.array[0], volume.grid)
+    (result,) = predict(bundle, tmp_path / "scan.nii.gz", tmp_path / "out", save__output_format="dicom-seg")
+    assert "is not DICOM, so dicom-seg has nothing to refer to; write nifti" in result.message  # type: ignore[attr-defined]
+
+
+def test_another_modality_is_refused(bundle: Path, tmp_path: Path) -> None:
+    make_series(tmp_path / "mr", phantom(0)[0], (2.5, 1.2, 1.0), modality="MR")
+    (result,) = verbs.predict(bundle, [tmp_path / "mr"], tmp_path / "out", {"device::name": "cpu"})
+    assert result.state == "refused"
+    assert "is MR, the model's channel CT is CT" in result.message
+
+
+def test_stacks_that_share_a_folder_have_names_of_their_own(tmp_path: Path) -> None:
+    for number in (1, 2):
+        make_series(tmp_path / "a", phantom(0)[0][: 4 * number], SeriesNumber=number)
+        for file in (tmp_path / "a").glob("IM*"):
+            file.rename(tmp_path / "a" / f"{number}_{file.name}")
+    cases = find_cases([tmp_path / "a"])
+    assert [case.output for case in cases] == ["series_1.nii.gz", "series_2.nii.gz"]
+    assert [read_volume(case.images[0]).grid.shape[2] for case in cases] == [4, 8]
+
+
+def test_sarcoma_is_indexed_from_dicom_and_rtstruct(real_data: RealData) -> None:
+    index = read_index(real_data("sarcoma_dicom"))
+    assert len(index.training) == 12
+    assert index.channels == ("MR_T1",)
+    assert len(index.labels) == 2
+    case = index.training[0]
+    assert case.label == f"{case.patient}/MR_T1/mask/RS.dcm#on=../image&GTV_Mass_MR_T1=1"
