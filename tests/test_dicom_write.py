@@ -540,6 +540,11 @@ def test_names_without_a_meaning_find_none(name: str) -> None:
     assert generic_code(name).type.meaning == "Tissue"
 
 
+def test_a_numbered_lesion_is_a_lesion_and_a_numbered_structure_is_not() -> None:
+    assert code("GTV_2").type.meaning == "GTV"
+    assert find_code("kidney 2") is None
+
+
 def test_own_codes() -> None:
     own = parse_code({"type": ["10200004", "SCT", "Liver"], "laterality": "left"}, "x")
     assert (own.category.meaning, own.type.meaning) == ("Anatomical Structure", "Liver")
