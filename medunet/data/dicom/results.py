@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def require_writable(series: Series, output_format: str) -> None:
     """Refuse, before time is spent, what `write_result` could not write.
 
     Raises:
+        InputError: highdicom is not installed.
         GeometryError: images lack the UIDs that an object refers to, or an RTSTRUCT is asked of planes not axial.
     """
+    if output_format == "dicom-seg" and find_spec("highdicom") is None:
+        raise InputError("highdicom is missing, which writes DICOM SEG; install it: pip install 'medunet[dicom]'")
     for frame in series.ordered():
         missing = [key for key in _REFERRED if not frame.file.header.get(key)]
         if missing:
