@@ -179,7 +179,9 @@ def test_a_refused_series_is_told_and_gaps_may_be_allowed(tmp_path: Path) -> Non
         verbs.index(tmp_path)
     index = verbs.index(tmp_path, allow_gaps=True)
     assert index.training[0].images == ("p0/image#allow_gaps=1",)
-    assert "on=../image%23allow_gaps=1" in str(index.training[0].label) or "allow_gaps" in str(index.training[0].label)
+    assert str(index.training[0].label).startswith("p0/mask/label.dcm#on=../image%23allow_gaps%3D1&")
+    assert "p0: 1 slice missing in 1 gap" in index.findings[0].message
+    assert index.findings[0].message.endswith("interpolated")
 
 
 def test_a_label_object_needs_a_dicom_image(tmp_path: Path) -> None:

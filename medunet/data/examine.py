@@ -105,6 +105,10 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
     if problem:
         note(*problem)
         return None
+    for text in (label.verdict or {}).get("label_notes", []):
+        note("label note", text, fatal=False)
+    for text in (image.verdict or {}).get("reasons", []):
+        note("geometry", text, fatal=False)
     foreground = label.array[0] != 0
     if not foreground.any():
         note("empty label", "label map is empty (background only); check that this is meant", fatal=False)

@@ -27,7 +27,7 @@ def read_label_source(source: StrPath) -> Volume:
     header = read_series_header(image)
     frame = str((header.verdict or {}).get("frame_of_reference", ""))
     found = label_map(where.path, header.grid, frame, classes)
-    return Volume(found.array[None], header.grid, header.verdict)
+    return Volume(found.array[None], header.grid, {**(header.verdict or {}), "label_notes": list(found.notes)})
 
 
 def image_of(where: Source) -> str:
