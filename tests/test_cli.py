@@ -15,6 +15,7 @@ import pytest
 
 import medunet.cli.main as cli
 from medunet.data.volume import read_label, read_volume, write_image, write_label
+from tests.dicom_phantom import make_series
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -355,3 +356,30 @@ def test_evaluate_and_report(run: Run, trained_bundle: Path, phantom_dataset: Pa
 
 def test_debug_shows_the_trace_back(run: Run, tmp_path: Path) -> None:
     assert "Traceback" in run("--debug", "plan", tmp_path / "x", "--bundle", tmp_path / "b")[2]
+
+
+def test_dicom_lists_series_with_their_verdicts(run: Run, tmp_path: Path) -> None:
+    make_series(tmp_path / "in/good", np.zeros((4, 6, 5), np.int16), SeriesDescription="thorax")
+    make_series(tmp_path / "in/gap", np.zeros((6, 6, 5), np.int16), PatientID="T2")[3].unlink()
+    (tmp_path / "in/notes.txt").write_text("x")
+    code, out, err = run("dicom", tmp_path / "in", "--json", tmp_path / "list.json")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].endswith("2 stacks of images, 2 patients, 0 label objects, 1 file set aside")
+    assert lines[1] == "  accepted  T1  CT thorax  4 images  5 x 6 x 4 voxels of 0.7 x 0.8 x 2.5 mm"
+    assert lines[2].startswith("  refused   T2  CT series 4  5 images")
+    assert lines[3].strip().startswith("1 slice missing in 1 gap")
+    assert lines[4] == f"  aside     {tmp_path}/in/notes.txt: is not DICOM"
+    content = json.loads((tmp_path / "list.json").read_text())
+    assert [series["verdict"] for series in content["series"]] == ["accepted", "refused"]
+    assert content["set_aside"][0]["reason"] == "is not DICOM"
+    code, out, _ = run("dicom", tmp_path / "in", "--allow-gaps")
+    assert "repaired" in out
+    assert run("dicom", tmp_path / "nowhere")[0] == 2
+
+
+def test_formats_and_options_that_do_not_fit_are_told(run: Run, trained_bundle: Path, tmp_path: Path) -> None:
+    code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "stl")
+    assert (code, err) == (2, "medunet: --format stl: is not available; give nifti or dicom-seg or rtstruct\n")
+    code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "rtstruct", "--labelmap")
+    assert (code, err) == (2, "medunet: --labelmap: rtstruct has no such kind; give --format dicom-seg with it\n")
