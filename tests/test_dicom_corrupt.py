@@ -163,7 +163,11 @@ changes = st.lists(
 def altered(content: bytes, what: str, where: float, by: bytes) -> bytes:
     place = int(where * len(content))
     if what == "flip":
-        return content[:place] + bytes(a ^ b for a, b in zip(content[place:], by, strict=False)) + content[place + len(by) :]
+        return (
+            content[:place]
+            + bytes(a ^ b for a, b in zip(content[place:], by, strict=False))
+            + content[place + len(by) :]
+        )
     if what == "insert":
         return content[:place] + by + content[place:]
     return content[:place] + (content[place + len(by) :] if what == "delete" else b"")
