@@ -50,6 +50,12 @@ def is_sentence(text: str) -> bool:
     return text.isprintable() and len(text) < 1500
 
 
+def required(text: str, source: Path) -> str:
+    assert is_sentence(text)
+    assert str(source) in text or str(source.parent) in text
+    return text
+
+
 def caught(read: Callable[[], Any]) -> Any:
     """What a reader gives, or the sentence of the medunet error that it raises; any other error goes on."""
     try:
@@ -66,9 +72,7 @@ def told(source: Path) -> str:
     try:
         found: Scan = scan(source)
     except InputError as error:
-        assert is_sentence(str(error))
-        assert str(source) in str(error)
-        return str(error)
+        return required(str(error), source)
     lines = []
     for series in found.series:
         verdict = series.verdict
@@ -92,8 +96,7 @@ def read_both(source: Path) -> Any:
     monai = caught(lambda: loader()({"image": str(source)})["image"])
     if isinstance(ours, MedunetError):
         assert isinstance(monai, MedunetError), "another reader stepped in"
-        assert str(source) in str(ours) or str(source.parent) in str(ours)
-        assert is_sentence(str(ours))
+        required(str(ours), source)
         return ours
     assert not isinstance(monai, MedunetError), monai
     assert np.array_equal(monai.numpy(), ours.array.astype(np.float32))
@@ -105,10 +108,11 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["medunet", *map(str, words)])
     monkeypatch.setattr(cli.state, "debug", False)
     monkeypatch.setattr(cli.state, "quiet", False)
-    with pytest.raises(SystemExit) as stop:
+    try:
         cli.main()
-        sys.exit(0)
-    return int(stop.value.code or 0)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def broken(variant: Variant, folder: Path) -> Path:
@@ -138,7 +142,7 @@ def test_right_or_not_at_all(
     assert run_cli(monkeypatch, "dicom", source) in (0, 2)
     output = "".join(capsys.readouterr())
     assert "Traceback" not in output
-    assert "Error:" not in output
+    assert not re.search(r"medunet: \w+:", output)
     assert output.replace("\n", "").isprintable()
 
 

@@ -264,7 +264,7 @@ def _absent(directory: DicomFile) -> list[NotRead]:
     except Exception as error:  # pydicom raises many kinds on broken values
         return [NotRead(str(directory.location), f"its records cannot be read ({type(error).__name__})")]
     root = directory.location.path.parent
-    return [NotRead(one_line(root.joinpath(*p)), reason) for p in paths if (reason := _absence(root, p))]
+    return [NotRead(one_line(root.joinpath(*p), 300), reason) for p in paths if (reason := _absence(root, p))]
 
 
 def _absence(root: Path, parts: list[str]) -> str:

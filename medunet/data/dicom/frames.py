@@ -20,6 +20,7 @@ _MOST_FRAMES = 100_000
 _MOST_PIXELS = 1 << 26  # of a plane: 8192 x 8192
 _LEAST_PIXEL = 1e-4  # mm
 _MOST_VALUE = 1e9  # of RescaleSlope and RescaleIntercept: int32 and float32 hold what they give
+_RLE = "1.2.840.10008.1.2.5"  # two bytes stand for 128 at most (PS3.5 G.3.1)
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 Triple = tuple[float, float, float]
 
@@ -198,7 +199,8 @@ def _amount_problem(file: DicomFile, pixels: PixelSpan) -> str:
             return f"its transfer syntax is {_syntax_name(file)} and its pixel data is encapsulated"
         few = f"its compressed pixel data has {pixels.fragments} fragments, {count} are needed"
         many = f"its compressed pixel data has {pixels.size} bytes for a picture of {needed}"
-        return few if pixels.fragments < count else many if pixels.size > 2 * needed + 4096 * count else ""
+        unlikely = pixels.size > 2 * needed + 4096 * count or (file.syntax == _RLE and 64 * pixels.size < needed)
+        return few if pixels.fragments < count else many if unlikely else ""
     if file.syntax not in _NATIVE:
         return f"its transfer syntax is {_syntax_name(file)} and its pixel data is not encapsulated"
     if needed <= pixels.length < needed + max(row // 8, 2):

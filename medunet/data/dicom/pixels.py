@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medunet.data.dicom.codestream import picture_size
 from medunet.data.dicom.files import quiet, read_whole
 from medunet.data.dicom.frames import Frame
 from medunet.data.dicom.location import BoundedFile, one_line
@@ -82,18 +83,28 @@ def _decoded(frame: Frame) -> AnyArray:
                 f"{name}: is compressed as {_syntax_name(frame)}; install its decoder: pip install 'medunet[dicom]'"
             )
         try:
-            array, _ = decoder.as_array(read_whole(name), index=frame.number, raw=True)
-        except MemoryError:
+            dataset = read_whole(name)
+            _require_size(dataset, frame)
+            array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # decoders raise many kinds
             reason = one_line(error, 160)
             raise InputError(f"{name}: its compressed pixels cannot be decoded ({reason}); copy it again") from error
-    if array.shape != (frame.rows, frame.columns):
+    return np.asarray(array, dtype=stored_type(frame))
+
+
+def _require_size(dataset: Any, frame: Frame) -> None:
+    """Compare the header with what the stream says: decoders take memory for the one and fill the other."""
+    from pydicom.encaps import get_frame
+
+    count = int(dataset.get("NumberOfFrames") or 1)
+    size = picture_size(get_frame(dataset.PixelData, frame.number, number_of_frames=count))
+    if size not in (None, (frame.rows, frame.columns)):
         raise InputError(
-            f"{name}: its compressed picture is {array.shape}, the header says {(frame.rows, frame.columns)}; "
+            f"{frame.file.location}: its compressed picture is {size}, the header says {(frame.rows, frame.columns)}; "
             f"copy it again"
         )
-    return np.asarray(array, dtype=stored_type(frame))
 
 
 def _syntax_name(frame: Frame) -> str:

@@ -143,7 +143,7 @@ def _scanned(path: Path, signature: int, allow_gaps: bool) -> Scan:
     with quiet():
         for file in files:
             _sort_in(file, groups, labels, aside)
-        aside += without_uid(groups)
+        aside += [*_colour(groups), *without_uid(groups)]
         series = [one for frames in groups.values() for one in _judged(frames, allow_gaps)]
     series = refuse_incomplete(series, aside)
     series.sort(key=lambda one: (one.patient, one.study, one.number.zfill(8), one.uid))
@@ -164,11 +164,14 @@ def _sort_in(file: DicomFile, groups: dict[str, list[Frame]], labels: list[Label
     if reason:
         aside.append(NotRead(str(file.location), reason))
         return
-    frames = frames or frames_of(file)
-    if frames[0].problem == COLOUR:
-        aside.append(NotRead(str(file.location), "colour picture, not a volume of one value per voxel"))
-    else:
-        groups[_text(file.header, "SeriesInstanceUID") or file.location.folder] += frames
+    groups[_text(file.header, "SeriesInstanceUID") or file.location.folder] += frames or frames_of(file)
+
+
+def _colour(groups: dict[str, list[Frame]]) -> list[NotRead]:
+    """Take out series of colour pictures; one picture among images of one value per voxel stays, and is refused."""
+    pictures = [uid for uid, frames in groups.items() if all(frame.problem == COLOUR for frame in frames)]
+    reason = "colour picture, not a volume of one value per voxel"
+    return [NotRead(str(frame.file.location), reason) for uid in pictures for frame in groups.pop(uid)]
 
 
 def _no_volume(file: DicomFile) -> str:
@@ -271,12 +274,11 @@ def _by_plane(frames: Iterable[Frame]) -> list[tuple[str, list[Frame]]]:
 
 
 def _same_plane(a: Frame, b: Frame) -> bool:
-    same_frame = _text(a.file.header, "FrameOfReferenceUID") == _text(b.file.header, "FrameOfReferenceUID")
     return (
-        same_frame
-        and (a.rows, a.columns) == (b.rows, b.columns)
-        and bool(np.allclose(a.spacing or (), b.spacing or (), rtol=1e-3, atol=0))
-        and bool(np.allclose(a.orientation or (), b.orientation or (), rtol=0, atol=_SAME_DIRECTION))
+        (a.rows, a.columns) == (b.rows, b.columns)
+        and all(abs(x - y) <= 1e-3 * y for x, y in zip(a.spacing or (), b.spacing or (), strict=True))
+        and all(abs(x - y) <= _SAME_DIRECTION for x, y in zip(a.orientation or (), b.orientation or (), strict=True))
+        and _text(a.file.header, "FrameOfReferenceUID") == _text(b.file.header, "FrameOfReferenceUID")
     )
 
 
