@@ -162,7 +162,7 @@ def cut_in_the_pixels(folder: Path) -> None:
     cut(last(folder), last(folder).stat().st_size - 100)
 
 
-@variant("named .dcm and is not DICOM")
+@variant("beside its images may be of it and cannot be used: .* is not DICOM")
 def text_named_dcm(folder: Path) -> None:
     (folder / "notes.dcm").write_text("0002 This is a text and not an image.\n" * 20)
 
@@ -172,7 +172,7 @@ def text_beside(folder: Path) -> None:
     (folder / "README.txt").write_text("hello")
 
 
-@variant("named .dcm and is not DICOM")
+@variant("beside its images may be of it and cannot be used: .* is not DICOM")
 def jpeg_named_dcm(folder: Path) -> None:
     from PIL import Image
 
@@ -180,7 +180,7 @@ def jpeg_named_dcm(folder: Path) -> None:
     (folder / "picture.jpg").replace(last(folder))
 
 
-@variant("named .dcm and is not DICOM")
+@variant("beside its images may be of it and cannot be used: .* is not DICOM")
 def overwritten_with_zeros(folder: Path) -> None:
     last(folder).write_bytes(bytes(last(folder).stat().st_size))
 
@@ -438,9 +438,9 @@ def inverted_and_not(folder: Path) -> None:
 
 @variant("more than .* directions|different planes", hostile=True)
 def every_slice_another_plane(folder: Path) -> Path:
-    pytest_frames = 600
-    stored = np.zeros((pytest_frames, 2, 2), np.int16)
-    path = enhanced(folder / "many", stored, list(range(pytest_frames)))
+    count = 600
+    stored = np.zeros((count, 2, 2), np.int16)
+    path = enhanced(folder / "many", stored, list(range(count)))
     dataset = pydicom.dcmread(path)
     for number, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
         measures = pydicom.Dataset()

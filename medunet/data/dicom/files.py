@@ -28,8 +28,9 @@ _KEYWORDS = (
     "Columns", "ContentTime", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence",
     "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "GantryDetectorTilt", "HighBit", "ImageOrientationPatient",
     "ImagePositionPatient", "ImageType", "InversionTime", "LossyImageCompression", "Manufacturer", "Modality",
-    "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight", "PatientPosition", "PerFrameFunctionalGroupsSequence",
-    "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing", "PlanarConfiguration",
+    "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight", "PatientPosition",
+    "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing",
+    "PlanarConfiguration",
     "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",
     "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
     "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "SpacingBetweenSlices",
@@ -150,8 +151,7 @@ def _header(location: Location, file: BoundedFile) -> DicomFile | NotRead:
 def _no_dicom(location: Location, start: bytes) -> NotRead:
     if not start:
         return NotRead(str(location), "is empty", damaged=True)
-    named = location.suffix in _MEDIA_SUFFIXES
-    return NotRead(str(location), f"is named {location.suffix} and is not DICOM" if named else "is not DICOM", named)
+    return NotRead(str(location), "is not DICOM", damaged=location.suffix in _MEDIA_SUFFIXES)
 
 
 def _looks_bare(start: bytes) -> bool:

@@ -23,6 +23,21 @@ def without_uid(groups: dict[str, list[Frame]]) -> list[NotRead]:
     return [NotRead(str(location), reason, True) for location in dict.fromkeys(f.file.location for f in lost)]
 
 
+def broken_alone(groups: dict[str, list[Frame]]) -> list[NotRead]:
+    """Take out images that cannot be used and are alone in their series, beside images of another one.
+
+    What broke the image may have broken the UID of its series too.
+    """
+    places = Counter(_place(str(f.file.location)) for frames in groups.values() for f in frames)
+    alone = [
+        uid
+        for uid, frames in groups.items()
+        if len(frames) == 1 and frames[0].problem and places[_place(str(frames[0].file.location))] > 1
+    ]
+    lost = [groups.pop(uid)[0] for uid in alone]
+    return [NotRead(str(frame.file.location), frame.problem, True) for frame in lost]
+
+
 def refuse_incomplete(series: Sequence[Series], aside: Sequence[NotRead]) -> list[Series]:
     """Refuse every stack beside whose files lies a damaged one of the same suffix, which may have been its slice."""
     damaged: dict[tuple[str, str], list[NotRead]] = {}

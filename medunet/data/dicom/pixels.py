@@ -86,9 +86,9 @@ def _decoded(frame: Frame) -> AnyArray:
             dataset = read_whole(name)
             _require_size(dataset, frame)
             array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
-        except (InputError, MemoryError):
+        except (InputError, MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # decoders raise many kinds
+        except BaseException as error:  # decoders raise many kinds; a panic of one in Rust is no Exception
             reason = one_line(error, 160)
             raise InputError(f"{name}: its compressed pixels cannot be decoded ({reason}); copy it again") from error
     return np.asarray(array, dtype=stored_type(frame))

@@ -17,13 +17,14 @@ from medunet.data.dicom.files import DicomFile, NotRead, dicom_files, quiet
 from medunet.data.dicom.frames import COLOUR, Frame, frames_of, unusable
 from medunet.data.dicom.geometry import Layout, Stack, Verdict, is_even, lay_out, same_place
 from medunet.data.dicom.location import one_line
-from medunet.data.dicom.lost import refuse_incomplete, without_uid
+from medunet.data.dicom.lost import broken_alone, refuse_incomplete, without_uid
 from medunet.data.dicom.pixels import pixel_digest
 from medunet.data.dicom.suv import SuvError, suv_factor
 from medunet.errors import InputError
 from medunet.types import FloatArray, StrPath
 
 _SAME_DIRECTION = 2e-3  # of a cosine: scanners round them differently from slice to slice
+_MOST_TEXT = 128  # characters: DICOM allows 64 (PS3.5 section 6.2)
 _MOST_STACKS = 256  # of a series; more planes that differ are no volumes
 _KEYS = (
     "temporal position", "echo", "b-value", "inversion time", "image type", "stack", "trigger time", "acquisition",
@@ -143,7 +144,7 @@ def _scanned(path: Path, signature: int, allow_gaps: bool) -> Scan:
     with quiet():
         for file in files:
             _sort_in(file, groups, labels, aside)
-        aside += [*_colour(groups), *without_uid(groups)]
+        aside += [*_colour(groups), *without_uid(groups), *broken_alone(groups)]
         series = [one for frames in groups.values() for one in _judged(frames, allow_gaps)]
     series = refuse_incomplete(series, aside)
     series.sort(key=lambda one: (one.patient, one.study, one.number.zfill(8), one.uid))
@@ -178,19 +179,32 @@ def _no_volume(file: DicomFile) -> str:
     """Why an object is no image of a volume; empty when it may be one."""
     header = file.header
     modality, kind = _text(header, "Modality"), _kind(header)
-    if modality in _NO_IMAGES or ("Rows" not in header and modality not in _VOLUMES and file.pixels is None):
+    lost = "Rows" not in header and _should_be_image(header)
+    if modality in _NO_IMAGES or ("Rows" not in header and not lost):
         return f"{kind}: not an image"
     types = {str(part).upper() for part in _sequence(header.get("ImageType"))}
     if types & {"LOCALIZER", "SCOUT"}:
         return f"{modality} localiser"
-    no_place = "PerFrameFunctionalGroupsSequence" not in header and (
-        "ImagePositionPatient" not in header or "ImageOrientationPatient" not in header
+    no_place = (
+        not lost
+        and "PerFrameFunctionalGroupsSequence" not in header
+        and ("ImagePositionPatient" not in header or "ImageOrientationPatient" not in header)
     )
     if no_place and modality not in _VOLUMES:
         return f"{kind if modality else 'image'} without patient geometry"
     if no_place and _text(header, "SOPClassUID").startswith("1.2.840.10008.5.1.4.1.1.7"):
         return "secondary capture without patient geometry"
     return ""
+
+
+def _should_be_image(header: Any) -> bool:
+    """Whether an object without Rows has lost them: its class is one of images, or is no class at all."""
+    from pydicom.uid import UID
+
+    uid = UID(_text(header, "SOPClassUID"))
+    if uid.is_valid and uid.name != uid:
+        return "Image Storage" in uid.name
+    return not (uid.is_valid and uid.is_private and _text(header, "Modality"))
 
 
 def _is_label(file: DicomFile) -> bool:
@@ -429,6 +443,6 @@ def _sequence(value: Any) -> list[Any]:
 
 def _text(header: Any, keyword: str) -> str:
     try:
-        return one_line(header.get(keyword) or "")
+        return one_line(header.get(keyword) or "", _MOST_TEXT)
     except Exception:  # a value that pydicom cannot convert says nothing
         return ""
