@@ -1,18 +1,15 @@
-"""The files of a folder, zip or DICOMDIR, and the headers of those that are DICOM (PS3.10).
-
-A hostile or broken file costs no more memory than its own size: reads never pass its end.
-"""
+"""The files of a folder, zip or DICOMDIR, and the headers of those that are DICOM (PS3.10)."""
 
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import pydicom
 from pydicom import config
 from pydicom.tag import Tag
 
+from medunet.data.dicom.location import BoundedFile, Location, one_line
 from medunet.errors import InputError
 from medunet.types import StrPath
 
@@ -43,57 +41,23 @@ _TAGS: list[Any] = [*_KEYWORDS, *_PHILIPS, *_GE]
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UC", b"UR", b"UT", b"SQ")
 _UNDEFINED = 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class Location:
-    """A file, or a member of a zip archive."""
-
-    path: Path
-    member: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.member}" if self.member else str(self.path)
-
-    @contextmanager
-    def open(self) -> Iterator[BoundedFile]:
-        """The bytes, for reading; never more than are there."""
-        if self.member:
-            content = _archive(self.path, self.path.stat().st_mtime_ns).read(self.member)
-            yield BoundedFile(io.BytesIO(content), len(content))
-        else:
-            with self.path.open("rb", buffering=1 << 16) as file:
-                yield BoundedFile(file, self.path.stat().st_size)
-
-
-class BoundedFile:
-    """A binary file whose reads stop at its end, whatever length was asked for.
-
-    A header may claim an element of 4 GB: plain files would allocate that much before they notice.
-    """
-
-    def __init__(self, file: Any, size: int) -> None:
-        self._file, self.size = file, size
-        self.seek, self.tell, self.close, self.name = file.seek, file.tell, file.close, getattr(file, "name", "")
-
-    def read(self, count: int = -1) -> bytes:
-        """At most `count` bytes."""
-        left = self.size - self._file.tell()
-        content: bytes = self._file.read(max(0, left if count < 0 or count > left else count))
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; the number of bytes that were there."""
-        return int(self._file.readinto(buffer))
+_MOST_WHOLE = 1 << 31
+_MOST_FRAGMENTS = 1_000_000
+_MEDIA_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
 class PixelSpan:
-    """Where the value of the pixel data element lies; `length` None for encapsulated (compressed) data."""
+    """Where the value of the pixel data element lies; `length` None for `fragments` of encapsulated (compressed) data.
+
+    `size` is the number of bytes of all fragments together.
+    """
 
     offset: int
     length: int | None
     problem: str = ""
+    fragments: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,10 +72,11 @@ class DicomFile:
 
 @dataclass(frozen=True)
 class NotRead:
-    """A file that is set aside, and why."""
+    """A file that is set aside, and why; `damaged` when it may have been an image."""
 
     location: str
     reason: str
+    damaged: bool = False
 
 
 def dicom_files(source: StrPath) -> tuple[list[DicomFile], list[NotRead]]:
@@ -150,22 +115,23 @@ def read_header_of(location: Location) -> DicomFile | NotRead:
         with location.open() as file:
             return _header(location, file)
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        return NotRead(str(location), f"cannot be read ({_words(error)})")
+        return NotRead(str(location), f"cannot be read ({_words(error)})", damaged=True)
     except MemoryError:
-        return NotRead(str(location), "cannot be read (a header element is larger than the memory)")
+        return NotRead(str(location), "cannot be read (a header element is larger than the memory)", damaged=True)
     except Exception as error:  # pydicom raises many kinds on broken headers
-        return NotRead(str(location), f"its DICOM header is broken ({type(error).__name__}: {_words(error)})")
+        reason = f"its DICOM header is broken ({type(error).__name__}: {_words(error)})"
+        return NotRead(str(location), reason, damaged=True)
 
 
 def read_whole(location: Location) -> Any:
     """The whole data set with its pixel data."""
-    with quiet(), location.open() as file:
+    with quiet(), location.open(_MOST_WHOLE) as file:
         return pydicom.dcmread(file, force=True)
 
 
 def read_full_header(location: Location) -> Any:
     """Every element but the pixel data."""
-    with quiet(), location.open() as file:
+    with quiet(), location.open(_MOST_WHOLE) as file:
         return pydicom.dcmread(file, stop_before_pixels=True, force=True)
 
 
@@ -173,14 +139,18 @@ def _header(location: Location, file: BoundedFile) -> DicomFile | NotRead:
     start = file.read(132)
     file.seek(0)
     if start[128:132] != _MAGIC and not _looks_bare(start):
-        kind = "is empty" if not start else "is not DICOM"
-        return NotRead(str(location), kind)
+        return _no_dicom(location, start)
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
     if not any(key in header for key in ("SOPClassUID", "SeriesInstanceUID", "Rows", "DirectoryRecordSequence")):
-        return NotRead(str(location), "is not DICOM, or its header was cut off")
+        return NotRead(str(location), "is not DICOM, or its header was cut off", damaged=True)
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
-    pixels = None if syntax == "1.2.840.10008.1.2.1.99" else _pixel_span(file, syntax)
-    return DicomFile(location, header, syntax, pixels)
+    return DicomFile(location, header, syntax, _pixel_span(file, syntax))
+
+
+def _no_dicom(location: Location, start: bytes) -> NotRead:
+    if not start:
+        return NotRead(str(location), "is empty", damaged=True)
+    return NotRead(str(location), "is not DICOM", damaged=location.suffix in _MEDIA_SUFFIXES)
 
 
 def _looks_bare(start: bytes) -> bool:
@@ -208,46 +178,50 @@ def _pixel_span(file: BoundedFile, syntax: str) -> PixelSpan | None:
     else:
         return PixelSpan(file.tell(), 0, "its pixel data has an unknown value representation")
     if length == _UNDEFINED:
-        return PixelSpan(offset, None, _fragment_problem(file, offset))
+        return _fragments(file, offset)
     missing = offset + length - file.size
     return PixelSpan(
         offset, length, f"its pixel data is cut off, {missing} of {length} bytes are missing" if missing > 0 else ""
     )
 
 
-def _fragment_problem(file: BoundedFile, offset: int) -> str:
-    """Walk the items of encapsulated pixel data (PS3.5 annex A.4) to see that none passes the end of the file."""
+def _fragments(file: BoundedFile, offset: int) -> PixelSpan:
+    """Walk the items of encapsulated pixel data (PS3.5 annex A.4) to see that none passes the end of the file.
+
+    The first item is the table of offsets and no fragment.
+    """
     file.seek(offset)
-    while True:
+    size, problem = 0, "its compressed pixel data is cut off or broken"
+    for number in range(_MOST_FRAGMENTS):
         head = file.read(8)
         if len(head) < 8:
-            return "its compressed pixel data is cut off"
+            return PixelSpan(offset, None, "its compressed pixel data is cut off")
         group, element, length = struct.unpack("<HHI", head)
         if (group, element) == (0xFFFE, 0xE0DD):
-            return ""
+            return PixelSpan(offset, None, "", max(0, number - 1), size)
         if (group, element) != (0xFFFE, 0xE000) or file.tell() + length > file.size:
-            return "its compressed pixel data is cut off or broken"
+            break
+        size += length
         file.seek(length, io.SEEK_CUR)
+    return PixelSpan(offset, None, problem)
 
 
 def _locations(source: Path, aside: list[NotRead]) -> Iterator[Location]:
-    if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    if os.path.isdir(source):
+        for path in sorted(p for p in source.rglob("*") if os.path.isfile(p) and not p.name.startswith(".")):
             yield Location(path)
-    elif not source.exists():
+    elif not os.path.exists(source):
         raise InputError(f"{source}: is missing; give a DICOM file, a folder, a DICOMDIR or a zip")
+    elif not os.path.isfile(source):
+        raise InputError(f"{source}: is not a file or folder; give a DICOM file, a folder, a DICOMDIR or a zip")
     elif zipfile.is_zipfile(source):
         yield from _members(source, aside)
     elif source.name.upper() == "DICOMDIR":
         yield from _locations(source.parent, aside)
+    elif source.name.lower().endswith(".zip"):
+        raise InputError(f"{source}: is a zip that is cut off or broken; copy it again")
     else:
         yield Location(source)
-
-
-@lru_cache(maxsize=2)
-def _archive(path: Path, mtime: int) -> zipfile.ZipFile:
-    """An open archive: its directory is parsed once and not for every slice."""
-    return zipfile.ZipFile(path)
 
 
 def _members(source: Path, aside: list[NotRead]) -> Iterator[Location]:
@@ -255,39 +229,54 @@ def _members(source: Path, aside: list[NotRead]) -> Iterator[Location]:
     try:
         with zipfile.ZipFile(source) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise InputError(f"{source}: is not a zip that can be opened ({_words(error)}); copy it again") from error
     for info in sorted(members, key=lambda info: info.filename):
-        if info.flag_bits & 1:
-            aside.append(NotRead(f"{source}/{info.filename}", "is encrypted; unpack the archive with its password"))
-        elif info.file_size > 1000 * max(info.compress_size, 1000):
-            aside.append(
-                NotRead(f"{source}/{info.filename}", f"claims to grow to {info.file_size} bytes; not unpacked")
-            )
-        else:
-            yield Location(source, info.filename)
+        location, problem = Location(source, info.filename), _packing_problem(info)
+        if problem:
+            aside.append(NotRead(str(location), problem, damaged=True))
+        elif not os.path.basename(info.filename).startswith("."):
+            yield location
+
+
+def _packing_problem(info: zipfile.ZipInfo) -> str:
+    """Why a member is not unpacked. Only deflate can be inflated piece by piece, and DICOM allows no other (PS3.12 V).
+
+    What a member claims to grow to is only a claim: reading stops there.
+    """
+    if info.flag_bits & 1:
+        return "is encrypted; unpack the archive with its password"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"is packed with method {info.compress_type}; pack the archive with deflate"
+    if info.file_size > 1000 * max(info.compress_size, 1000):
+        return f"claims to grow to {info.file_size} bytes; not unpacked"
+    return ""
 
 
 def _absent(directory: DicomFile) -> list[NotRead]:
-    """Files that a DICOMDIR lists and that are not there (PS3.3 F.3)."""
+    """Files that a DICOMDIR lists and that are not there (PS3.3 F.3). Its paths are compared and never followed."""
     if directory.location.member:
         return []
+    try:
+        listed = [record.get("ReferencedFileID") for record in directory.header.DirectoryRecordSequence]
+        paths = [[parts] if isinstance(parts, str) else [str(part) for part in parts] for parts in listed if parts]
+    except Exception as error:  # pydicom raises many kinds on broken values
+        return [NotRead(str(directory.location), f"its records cannot be read ({type(error).__name__})")]
     root = directory.location.path.parent
-    listed = []
-    for record in directory.header.DirectoryRecordSequence:
-        parts = record.get("ReferencedFileID")
-        if parts:
-            listed.append(root.joinpath(*([parts] if isinstance(parts, str) else parts)))
-    return [NotRead(str(p), "is listed in DICOMDIR and missing") for p in listed if not _exists(p)]
+    return [NotRead(one_line(root.joinpath(*p), 300), reason) for p in paths if (reason := _absence(root, p))]
 
 
-def _exists(path: Path) -> bool:
-    """Media written elsewhere keep upper-case names in DICOMDIR and lower-case names on disk."""
-    return path.exists() or Path(str(path).lower()).exists() or (path.parent / path.name.lower()).exists()
+def _absence(root: Path, parts: list[str]) -> str:
+    """Why a file of a DICOMDIR is not there; media keep upper-case names in DICOMDIR and lower-case names on disk."""
+    if any(part in ("", "..", ".") or set(part) & set("/\\\0") for part in parts):
+        return "is listed in DICOMDIR and lies outside of its medium"
+    path = root.joinpath(*parts)
+    places = (path, Path(str(path).lower()), path.parent / path.name.lower())
+    return "" if any(map(os.path.exists, places)) else "is listed in DICOMDIR and missing"
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return one_line(" ".join(str(error).split()), 160) or type(error).__name__
 
 
 @contextmanager

@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medunet.data.dicom.files import DicomFile
+from pydicom.uid import UID
+
+from medunet.data.dicom.files import DicomFile, PixelSpan
+from medunet.data.dicom.location import one_line
 
 COLOUR = "is a colour picture"
 _MOST_FRAMES = 100_000
+_MOST_PIXELS = 1 << 26  # of a plane: 8192 x 8192
+_LEAST_PIXEL = 1e-4  # mm
+_MOST_VALUE = 1e9  # of RescaleSlope and RescaleIntercept: int32 and float32 hold what they give
+_RLE = "1.2.840.10008.1.2.5"  # two bytes stand for 128 at most (PS3.5 G.3.1)
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 Triple = tuple[float, float, float]
 
 
@@ -58,9 +66,9 @@ def frames_of(file: DicomFile) -> list[Frame]:
             frame = _with_problem(frame, f"is one object of {count} frames without a position for each")
         return [frame]
     except _BadValueError as error:
-        return [_unusable(file, str(error))]
+        return [unusable(file, str(error))]
     except Exception as error:  # pydicom raises many kinds when it converts broken values
-        return [_unusable(file, f"its header is broken ({type(error).__name__}: {' '.join(str(error).split())[:120]})")]
+        return [unusable(file, f"its header is broken ({type(error).__name__}: {one_line(error, 120)})")]
 
 
 def _enhanced(file: DicomFile, count: int) -> list[Frame]:
@@ -90,6 +98,8 @@ def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
     rows, columns = _integer(header, "Rows"), _integer(header, "Columns")
     if rows < 1 or columns < 1:
         raise _BadValueError(f"has {rows} rows and {columns} columns")
+    if rows * columns > _MOST_PIXELS:
+        raise _BadValueError(f"has {rows} x {columns} pixels, more than any image of a volume")
     position = _numbers(places, "ImagePositionPatient", 3)
     orientation = _numbers(places, "ImageOrientationPatient", 6)
     spacing = _numbers(places, "PixelSpacing", 2)
@@ -108,11 +118,11 @@ def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
         slope=slope[0],
         intercept=intercept[0],
         keys=_keys(places),
-        problem=_problem(file, position, orientation, spacing, slope[0]),
+        problem=_problem(file, position, orientation, spacing) or _rescaling_problem(slope[0], intercept[0]),
     )
 
 
-def _problem(file: DicomFile, position: Any, orientation: Any, spacing: Any, slope: float) -> str:
+def _problem(file: DicomFile, position: Any, orientation: Any, spacing: Any) -> str:
     """What forbids the use of a plane, in a few words; empty when nothing does."""
     missing = [
         name
@@ -123,13 +133,17 @@ def _problem(file: DicomFile, position: Any, orientation: Any, spacing: Any, slo
     ]  # fmt: skip
     if missing:
         return f"has no {' and no '.join(missing)}"
-    if min(spacing) <= 0:
+    if min(spacing) < _LEAST_PIXEL:
         return f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm"
     if max(abs(p) for p in position) > 1e6 or max(spacing) > 1e4:
         return "its position or spacing is beyond all measure"
-    if slope == 0:
-        return "RescaleSlope is 0"
     return _pixel_problem(file) or _orientation_problem(orientation)
+
+
+def _rescaling_problem(slope: float, intercept: float) -> str:
+    if slope == 0 or abs(slope) > _MOST_VALUE:
+        return f"RescaleSlope is {slope:g}"
+    return f"RescaleIntercept is {intercept:g}" if abs(intercept) > _MOST_VALUE else ""
 
 
 def _orientation_problem(orientation: Sequence[float]) -> str:
@@ -149,20 +163,53 @@ def _orientation_problem(orientation: Sequence[float]) -> str:
 def _pixel_problem(file: DicomFile) -> str:
     header = file.header
     if file.pixels is None:
-        return "" if file.syntax == "1.2.840.10008.1.2.1.99" else "has no pixel data"
+        return "has no pixel data"
     if file.pixels.problem:
         return file.pixels.problem
-    if _integer(header, "SamplesPerPixel", 1) != 1:
+    if _integer(header, "SamplesPerPixel", 1) != 1 or not _is_grey(header):
         return COLOUR
     if "ModalityLUTSequence" in header:
         return "maps its values with a ModalityLUTSequence, which is not read"
-    bits, stored = _integer(header, "BitsAllocated"), _integer(header, "BitsStored", _integer(header, "BitsAllocated"))
+    return _bits_problem(header) or _amount_problem(file, file.pixels)
+
+
+def _is_grey(header: Any) -> bool:
+    return str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip() in ("MONOCHROME1", "MONOCHROME2")
+
+
+def _bits_problem(header: Any) -> str:
+    """What does not fit in how a value is stored (PS3.5 section 8.1.1)."""
+    bits = _integer(header, "BitsAllocated")
+    stored = _integer(header, "BitsStored", bits)
     if bits not in (8, 16, 32) or not 1 <= stored <= bits:
         return f"has {stored} of {bits} bits per pixel, which is not read"
-    needed = header.Rows * header.Columns * bits // 8 * _integer(header, "NumberOfFrames", 1)
-    if file.pixels.length is not None and file.pixels.length < needed:
-        return f"its pixel data has {file.pixels.length} bytes, {needed} are needed"
-    return ""
+    high, sign = _integer(header, "HighBit", stored - 1), _integer(header, "PixelRepresentation", 0)
+    if not stored - 1 <= high < bits:
+        return f"HighBit is {high} where {stored} of {bits} bits are stored"
+    return f"PixelRepresentation is {sign}, neither 0 nor 1" if sign not in (0, 1) else ""
+
+
+def _amount_problem(file: DicomFile, pixels: PixelSpan) -> str:
+    """Pixel data that is not what the header describes; padding of less than a row is not asked about."""
+    header = file.header
+    count, row = _integer(header, "NumberOfFrames", 1), _integer(header, "Columns") * _integer(header, "BitsAllocated")
+    needed = _integer(header, "Rows") * row // 8 * count
+    if pixels.length is None:
+        if file.syntax in _NATIVE:
+            return f"its transfer syntax is {_syntax_name(file)} and its pixel data is encapsulated"
+        few = f"its compressed pixel data has {pixels.fragments} fragments, {count} are needed"
+        many = f"its compressed pixel data has {pixels.size} bytes for a picture of {needed}"
+        unlikely = pixels.size > 2 * needed + 4096 * count or (file.syntax == _RLE and 64 * pixels.size < needed)
+        return few if pixels.fragments < count else many if unlikely else ""
+    if file.syntax not in _NATIVE:
+        return f"its transfer syntax is {_syntax_name(file)} and its pixel data is not encapsulated"
+    if needed <= pixels.length < needed + max(row // 8, 2):
+        return ""
+    return f"its pixel data has {pixels.length} bytes, {needed} are needed"
+
+
+def _syntax_name(file: DicomFile) -> str:
+    return one_line(UID(file.syntax).name)
 
 
 def _keys(places: Sequence[Any]) -> dict[str, Any]:
@@ -199,7 +246,7 @@ def _numbers(places: Sequence[Any], keyword: str, count: int) -> tuple[float, ..
     try:
         numbers = tuple(float(v) for v in values)
     except (TypeError, ValueError) as error:
-        raise _BadValueError(f"{keyword} is not numbers ({str(value)[:40]})") from error
+        raise _BadValueError(f"{keyword} is not numbers ({one_line(value, 40)})") from error
     if len(numbers) < count or (count > 1 and len(numbers) != count) or not all(map(math.isfinite, numbers)):
         raise _BadValueError(f"{keyword} is {', '.join(map(str, numbers))[:60]}, not {count} finite numbers")
     return numbers[:count]
@@ -214,10 +261,11 @@ def _integer(header: Any, keyword: str, default: int | None = None) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise _BadValueError(f"{keyword} is not a whole number ({str(value)[:40]})") from error
+        raise _BadValueError(f"{keyword} is not a whole number ({one_line(value, 40)})") from error
 
 
-def _unusable(file: DicomFile, problem: str) -> Frame:
+def unusable(file: DicomFile, problem: str) -> Frame:
+    """The one plane of an object of which only its problem is known."""
     return Frame(file, 0, _text(file.header, "SOPInstanceUID"), 0, 0, None, None, None, None, 1.0, 0.0, {}, problem)
 
 

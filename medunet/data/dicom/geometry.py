@@ -9,6 +9,7 @@ Slices are ordered by their position along the normal; InstanceNumber is never a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ _UNEVEN = 0.05  # of the spacing: planes farther from their even place than this
 _ROUNDED = 0.051  # mm: some scanners write positions with one decimal
 _SIDEWAYS = 0.1  # of a pixel over the whole stack: more is a tilt
 _GAP = 1.8  # times the expected distance: a slice is missing (a whole one makes it 2)
-_MOST_VOXELS = 2**33
+_MOST_VOXELS = 2**24  # of a resampled stack, or so many times the pixels that it was made of:
+_MOST_GROWTH = 20
 
 State = Literal["accepted", "repaired", "refused"]
 
@@ -127,8 +129,10 @@ def lay_out(stack: Stack, *, allow_gaps: bool = False, twins: Sequence[int] = ()
         )
     if uneven or tilt:
         grid = _upright_grid(stack, order, spacing)
-        if int(np.prod([float(n) for n in grid.shape])) > _MOST_VOXELS:
-            refusal = f"its slices lie {np.ptp(along):.4g} mm apart, which would take {grid.shape} voxels"
+        most = max(_MOST_VOXELS, _MOST_GROWTH * stack.rows * stack.columns * len(order))
+        if math.prod(grid.shape) > most:
+            span = np.ptp(stack.positions, axis=0).max()
+            refusal = f"its slices lie up to {span:.4g} mm apart, which would take {grid.shape} voxels"
             return Layout(Verdict(tuple(repairs), (refusal,)), tuple(order), planes, None)
     else:
         grid = _plain_grid(stack, order, spacing)

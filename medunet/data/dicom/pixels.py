@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 
-from medunet.data.dicom.files import BoundedFile, quiet, read_whole
+from medunet.data.dicom.codestream import picture_size
+from medunet.data.dicom.files import quiet, read_whole
 from medunet.data.dicom.frames import Frame
+from medunet.data.dicom.location import BoundedFile, one_line
 from medunet.errors import InputError
 from medunet.types import AnyArray
 
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_MOST_PIXELS = 2**31
 
 
 def stored_type(frame: Frame) -> np.dtype[Any]:
@@ -26,12 +29,15 @@ def read_plane(frame: Frame) -> AnyArray:
     """Stored values (rows, columns) of a frame, before rescaling.
 
     Raises:
-        InputError: the pixel data is cut off, or no decoder for its transfer syntax is installed.
+        InputError: the pixel data is cut off, the file cannot be read any more, or no decoder for its transfer syntax
+            is installed.
     """
-    if frame.rows * frame.columns > _MOST_PIXELS:
-        raise InputError(f"{frame.file.location}: {frame.rows} x {frame.columns} pixels are too many; check the header")
     span = frame.file.pixels
-    plane = _native(frame) if span is not None and span.length is not None else _decoded(frame)
+    try:
+        plane = _native(frame) if span is not None and span.length is not None else _decoded(frame)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = one_line(error, 160) or type(error).__name__
+        raise InputError(f"{frame.file.location}: cannot be read ({reason}); copy it again") from error
     return _significant(plane, frame)
 
 
@@ -62,37 +68,49 @@ def _fill(file: BoundedFile, plane: AnyArray, frame: Frame) -> None:
 
 def _decoded(frame: Frame) -> AnyArray:
     from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
 
     name = frame.file.location
     with quiet():
         try:
-            dataset = read_whole(name)
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                dataset.file_meta.TransferSyntaxUID = frame.file.syntax
-            decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+            decoder = get_decoder(UID(frame.file.syntax))
         except NotImplementedError as error:
-            raise InputError(f"{name}: is compressed as {_syntax_name(frame)}, which is not read") from error
+            raise InputError(
+                f"{name}: is compressed as {_syntax_name(frame)}, which is not read; convert it"
+            ) from error
         if not decoder.is_available:
             raise InputError(
                 f"{name}: is compressed as {_syntax_name(frame)}; install its decoder: pip install 'medunet[dicom]'"
             )
         try:
+            dataset = read_whole(name)
+            _require_size(dataset, frame)
             array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
-        except Exception as error:  # decoders raise many kinds
-            reason = " ".join(str(error).split())[:160]
+        except (InputError, MemoryError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # decoders raise many kinds; a panic of one in Rust is no Exception
+            reason = one_line(error, 160)
             raise InputError(f"{name}: its compressed pixels cannot be decoded ({reason}); copy it again") from error
-    if array.shape != (frame.rows, frame.columns):
+    return np.asarray(array, dtype=stored_type(frame))
+
+
+def _require_size(dataset: Any, frame: Frame) -> None:
+    """Compare the header with what the stream says: decoders take memory for the one and fill the other."""
+    from pydicom.encaps import get_frame
+
+    count = int(dataset.get("NumberOfFrames") or 1)
+    size = picture_size(get_frame(dataset.PixelData, frame.number, number_of_frames=count))
+    if size not in (None, (frame.rows, frame.columns)):
         raise InputError(
-            f"{name}: its compressed picture is {array.shape}, the header says {(frame.rows, frame.columns)}; "
+            f"{frame.file.location}: its compressed picture is {size}, the header says {(frame.rows, frame.columns)}; "
             f"copy it again"
         )
-    return np.asarray(array, dtype=stored_type(frame))
 
 
 def _syntax_name(frame: Frame) -> str:
     from pydicom.uid import UID
 
-    return str(UID(frame.file.syntax).name)
+    return one_line(UID(frame.file.syntax).name)
 
 
 def _significant(plane: AnyArray, frame: Frame) -> AnyArray:

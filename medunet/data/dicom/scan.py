@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 
 from medunet.data.dicom.files import DicomFile, NotRead, dicom_files, quiet
-from medunet.data.dicom.frames import COLOUR, Frame, frames_of
+from medunet.data.dicom.frames import COLOUR, Frame, frames_of, unusable
 from medunet.data.dicom.geometry import Layout, Stack, Verdict, is_even, lay_out, same_place
+from medunet.data.dicom.location import one_line
+from medunet.data.dicom.lost import broken_alone, refuse_incomplete, without_uid
 from medunet.data.dicom.pixels import pixel_digest
 from medunet.data.dicom.suv import SuvError, suv_factor
 from medunet.errors import InputError
 from medunet.types import FloatArray, StrPath
 
 _SAME_DIRECTION = 2e-3  # of a cosine: scanners round them differently from slice to slice
+_MOST_TEXT = 128  # characters: DICOM allows 64 (PS3.5 section 6.2)
+_MOST_STACKS = 256  # of a series; more planes that differ are no volumes
 _KEYS = (
     "temporal position", "echo", "b-value", "inversion time", "image type", "stack", "trigger time", "acquisition",
 )  # fmt: skip
@@ -119,8 +123,8 @@ def scan(source: StrPath, *, allow_gaps: bool = False) -> Scan:
 
 def _signature(path: Path) -> int:
     """Changes when a file below `path` does."""
-    if not path.is_dir():
-        return path.stat().st_mtime_ns if path.exists() else 0
+    if not os.path.isdir(path):
+        return path.stat().st_mtime_ns if os.path.exists(path) else 0
     parts = []
     for folder, _, names in os.walk(path):
         for name in names:
@@ -128,7 +132,7 @@ def _signature(path: Path) -> int:
                 status = os.stat(os.path.join(folder, name))
             except OSError:
                 continue
-            parts.append((name, status.st_size, status.st_mtime_ns))
+            parts.append((folder, name, status.st_size, status.st_mtime_ns))
     return hash(frozenset(parts))
 
 
@@ -139,35 +143,68 @@ def _scanned(path: Path, signature: int, allow_gaps: bool) -> Scan:
     labels: list[LabelObject] = []
     with quiet():
         for file in files:
-            reason = _no_volume(file)
-            if _is_label(file):
-                labels.append(_label(file))
-            elif reason:
-                aside.append(NotRead(str(file.location), reason))
-            else:
-                _sort_in(file, groups, aside)
-        series = [one for frames in groups.values() for one in _stacks(frames, allow_gaps)]
+            _sort_in(file, groups, labels, aside)
+        aside += [*_colour(groups), *without_uid(groups), *broken_alone(groups)]
+        series = [one for frames in groups.values() for one in _judged(frames, allow_gaps)]
+    series = refuse_incomplete(series, aside)
     series.sort(key=lambda one: (one.patient, one.study, one.number.zfill(8), one.uid))
     return Scan(tuple(series), tuple(labels), tuple(aside))
+
+
+def _sort_in(file: DicomFile, groups: dict[str, list[Frame]], labels: list[LabelObject], aside: list[NotRead]) -> None:
+    """Add an object's planes to its series; where a series has no UID, its folder stands for it."""
+    if _is_label(file):
+        labels.append(_label(file))
+        return
+    frames: list[Frame] = []
+    try:
+        reason = _no_volume(file)
+    except Exception as error:  # pydicom raises many kinds when it converts broken values
+        reason = ""
+        frames = [unusable(file, f"its header is broken ({type(error).__name__}: {one_line(error, 120)})")]
+    if reason:
+        aside.append(NotRead(str(file.location), reason))
+        return
+    groups[_text(file.header, "SeriesInstanceUID") or file.location.folder] += frames or frames_of(file)
+
+
+def _colour(groups: dict[str, list[Frame]]) -> list[NotRead]:
+    """Take out series of colour pictures; one picture among images of one value per voxel stays, and is refused."""
+    pictures = [uid for uid, frames in groups.items() if all(frame.problem == COLOUR for frame in frames)]
+    reason = "colour picture, not a volume of one value per voxel"
+    return [NotRead(str(frame.file.location), reason) for uid in pictures for frame in groups.pop(uid)]
 
 
 def _no_volume(file: DicomFile) -> str:
     """Why an object is no image of a volume; empty when it may be one."""
     header = file.header
     modality, kind = _text(header, "Modality"), _kind(header)
-    if modality in _NO_IMAGES or "Rows" not in header:
+    lost = "Rows" not in header and _should_be_image(header)
+    if modality in _NO_IMAGES or ("Rows" not in header and not lost):
         return f"{kind}: not an image"
     types = {str(part).upper() for part in _sequence(header.get("ImageType"))}
     if types & {"LOCALIZER", "SCOUT"}:
         return f"{modality} localiser"
-    no_place = "PerFrameFunctionalGroupsSequence" not in header and (
-        "ImagePositionPatient" not in header or "ImageOrientationPatient" not in header
+    no_place = (
+        not lost
+        and "PerFrameFunctionalGroupsSequence" not in header
+        and ("ImagePositionPatient" not in header or "ImageOrientationPatient" not in header)
     )
     if no_place and modality not in _VOLUMES:
         return f"{kind if modality else 'image'} without patient geometry"
     if no_place and _text(header, "SOPClassUID").startswith("1.2.840.10008.5.1.4.1.1.7"):
         return "secondary capture without patient geometry"
     return ""
+
+
+def _should_be_image(header: Any) -> bool:
+    """Whether an object without Rows has lost them: its class is one of images, or is no class at all."""
+    from pydicom.uid import UID
+
+    uid = UID(_text(header, "SOPClassUID"))
+    if uid.is_valid and uid.name != uid:
+        return "Image Storage" in uid.name
+    return not (uid.is_valid and uid.is_private and _text(header, "Modality"))
 
 
 def _is_label(file: DicomFile) -> bool:
@@ -184,14 +221,13 @@ def _label(file: DicomFile) -> LabelObject:
     )  # fmt: skip
 
 
-def _sort_in(file: DicomFile, groups: dict[str, list[Frame]], aside: list[NotRead]) -> None:
-    """Add an object's planes to its series; where a series has no UID, its folder stands for it."""
-    uid = _text(file.header, "SeriesInstanceUID") or str(file.location.path.parent)
-    frames = frames_of(file)
-    if frames[0].problem == COLOUR:
-        aside.append(NotRead(str(file.location), "colour picture, not a volume of one value per voxel"))
-    else:
-        groups[uid] += frames
+def _judged(frames: list[Frame], allow_gaps: bool) -> list[Series]:
+    """The volumes that images of one series make; what no rule foresaw is refused too."""
+    try:
+        return _stacks(frames, allow_gaps)
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error, 120)}"
+        return [_series(frames, "", _refused(f"its headers cannot be made sense of ({what})"))]
 
 
 def _stacks(frames: list[Frame], allow_gaps: bool) -> list[Series]:
@@ -204,7 +240,10 @@ def _stacks(frames: list[Frame], allow_gaps: bool) -> list[Series]:
         first = broken[0]
         what = f"{len(broken)} of {len(frames)} images cannot be used: {first.file.location} {first.problem}"
         return [_series(frames, "", _refused(what))]
-    stacks = [(part, own) for part, same in _by_plane(frames) for part, own in _by_key(part, same)]
+    planes = _by_plane(frames)
+    if len(planes) > _MOST_STACKS:
+        return [_series(frames, "", _refused(f"its images lie in more than {_MOST_STACKS} different planes"))]
+    stacks = [(part, own) for part, same in planes for part, own in _by_key(part, same)]
     result = []
     for part, own in stacks:
         layout = _layout(own, allow_gaps)
@@ -237,6 +276,8 @@ def _by_plane(frames: Iterable[Frame]) -> list[tuple[str, list[Frame]]]:
             groups.append((frame, [frame]))
         else:
             own.append(frame)
+        if len(groups) > _MOST_STACKS:
+            break
     if len(groups) == 1:
         return [("", groups[0][1])]
     names = [f"{_direction(first)} {first.columns} x {first.rows}" for first, _ in groups]
@@ -247,12 +288,11 @@ def _by_plane(frames: Iterable[Frame]) -> list[tuple[str, list[Frame]]]:
 
 
 def _same_plane(a: Frame, b: Frame) -> bool:
-    same_frame = _text(a.file.header, "FrameOfReferenceUID") == _text(b.file.header, "FrameOfReferenceUID")
     return (
-        same_frame
-        and (a.rows, a.columns) == (b.rows, b.columns)
-        and bool(np.allclose(a.spacing or (), b.spacing or (), rtol=1e-3, atol=0))
-        and bool(np.allclose(a.orientation or (), b.orientation or (), rtol=0, atol=_SAME_DIRECTION))
+        (a.rows, a.columns) == (b.rows, b.columns)
+        and all(abs(x - y) <= 1e-3 * y for x, y in zip(a.spacing or (), b.spacing or (), strict=True))
+        and all(abs(x - y) <= _SAME_DIRECTION for x, y in zip(a.orientation or (), b.orientation or (), strict=True))
+        and _text(a.file.header, "FrameOfReferenceUID") == _text(b.file.header, "FrameOfReferenceUID")
     )
 
 
@@ -334,9 +374,9 @@ def _layout(frames: list[Frame], allow_gaps: bool) -> Layout:
     except InputError as error:
         return _refused(str(error))
     layout = lay_out(_stack_of(frames), allow_gaps=allow_gaps, twins=twins)
-    types = {(f.file.header.get("PhotometricInterpretation") or "MONOCHROME2") for f in frames}
+    types = {_text(f.file.header, "PhotometricInterpretation") or "MONOCHROME2" for f in frames}
     if len(types) > 1:
-        return _refused(f"its images mix {' and '.join(sorted(map(str, types)))}")
+        return _refused(f"its images mix {' and '.join(sorted(types))}")
     return layout
 
 
@@ -363,8 +403,8 @@ def _valued(series: Series) -> Series:
         try:
             factor, words = suv_factor(series.frames)
             verdict = replace(verdict, notes=(*verdict.notes, words))
-        except (SuvError, TypeError, ValueError) as error:
-            verdict = replace(verdict, refusals=(*verdict.refusals, f"PET without SUV: {error}"))
+        except (SuvError, TypeError, ValueError, ArithmeticError) as error:
+            verdict = replace(verdict, refusals=(*verdict.refusals, f"PET without SUV: {one_line(error)}"))
     if is_inverted(series):
         verdict = replace(verdict, repairs=(*verdict.repairs, "grey values are stored inverted (MONOCHROME1): turned"))
     elif _photometric(series) == "MONOCHROME1":
@@ -383,7 +423,7 @@ def is_inverted(series: Series) -> bool:
 
 
 def _photometric(series: Series) -> str:
-    return str(series.frames[0].file.header.get("PhotometricInterpretation") or "")
+    return _text(series.frames[0].file.header, "PhotometricInterpretation")
 
 
 def _refused(reason: str) -> Layout:
@@ -403,6 +443,6 @@ def _sequence(value: Any) -> list[Any]:
 
 def _text(header: Any, keyword: str) -> str:
     try:
-        return str(header.get(keyword) or "")
+        return one_line(header.get(keyword) or "", _MOST_TEXT)
     except Exception:  # a value that pydicom cannot convert says nothing
         return ""

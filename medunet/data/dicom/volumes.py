@@ -14,7 +14,7 @@ from medunet.data.dicom.scan import Scan, Series, is_inverted, scan
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
 from medunet.data.volume import Header, Volume
-from medunet.errors import GeometryError, InputError
+from medunet.errors import GeometryError, InputError, ResourceError
 from medunet.types import AnyArray, FloatArray, IntArray, StrPath
 
 _INT16 = np.iinfo(np.int16)
@@ -59,6 +59,8 @@ def provenance(series: Series) -> dict[str, Any]:
 def find_series(source: StrPath) -> Series:
     """The stack that a source names by ``series`` and ``part``, or the only one that is not refused.
 
+    Where a refused stack shows the same place or is of the same series, what is left is not the whole: all is refused.
+
     Raises:
         GeometryError: it is refused.
         InputError: there is none, or more than one.
@@ -70,12 +72,21 @@ def find_series(source: StrPath) -> Series:
         raise InputError(f"{source}: {_nothing(found, bool(where.options))}")
     usable = [s for s in chosen if s.verdict.state != "refused"]
     if len(usable) > 1:
-        names = "; ".join(f"{s.name} (#series={s.uid}{f'&part={s.part}' if s.part else ''})" for s in usable[:4])
-        raise InputError(f"{source}: holds {len(usable)} stacks of images; choose one: {names}")
-    if not usable:
-        first = chosen[0]
-        raise GeometryError(f"{source}: {first.name} is refused: {'; '.join(first.verdict.refusals)}")
+        raise InputError(f"{source}: holds {len(usable)} stacks of images; choose one: {_choices(usable)}")
+    refused = [s for s in chosen if s.verdict.state == "refused" and (not usable or _belong_together(s, usable[0]))]
+    if refused:
+        rest = f"; to read what is left, choose {_choices(usable)}" if usable else ""
+        reasons = "; ".join(refused[0].verdict.refusals)
+        raise GeometryError(f"{source}: {refused[0].name} is refused: {reasons}{rest}")
     return usable[0]
+
+
+def _choices(stacks: Sequence[Series]) -> str:
+    return "; ".join(f"{s.name} (#series={s.uid}&part={s.part})" for s in stacks[:4])
+
+
+def _belong_together(a: Series, b: Series) -> bool:
+    return a.uid == b.uid or (bool(a.frame_of_reference) and a.frame_of_reference == b.frame_of_reference)
 
 
 def _is_meant(series: Series, where: Source) -> bool:
@@ -97,12 +108,23 @@ def _nothing(found: Scan, narrowed: bool) -> str:
 
 
 def read_stack(series: Series) -> Volume:
-    """The volume of a stack, whose verdict is not refused."""
+    """The volume of a stack, whose verdict is not refused.
+
+    Raises:
+        GeometryError: it is refused.
+        InputError: pixels cannot be read.
+        ResourceError: it does not fit the memory.
+    """
     grid = _grid(series)
-    with quiet():
-        planes = _planes(series)
-    if series.layout.resampled:
-        return Volume(_resample(planes, series.layout, grid)[None], grid, provenance(series))
+    try:
+        with quiet():
+            planes = _planes(series)
+        if series.layout.resampled:
+            return Volume(_resample(planes, series.layout, grid)[None], grid, provenance(series))
+    except MemoryError as error:
+        frame = series.frames[0]
+        size = f"{len(series.frames)} images of {frame.columns} x {frame.rows} pixels"
+        raise ResourceError(f"{series.folder}: {series.name}: {size} do not fit the memory; read fewer") from error
     return Volume(planes.transpose(2, 1, 0)[None], grid, provenance(series))
 
 
@@ -119,9 +141,10 @@ def _planes(series: Series) -> AnyArray:
     types = {stored_type(frame) for frame in frames}
     shape = (len(frames), frames[0].rows, frames[0].columns)
     narrow = whole and len(types) == 1 and next(iter(types)).itemsize <= 2
+    first = read_plane(frames[0])  # what cannot be read is told before memory is taken
     plain = np.empty(shape, next(iter(types)) if narrow else np.int64 if whole else np.float32)
     for number, frame in enumerate(frames):
-        stored = read_plane(frame)
+        stored = read_plane(frame) if number else first
         if is_inverted(series):
             stored = _turned(stored, frame)
         if narrow:

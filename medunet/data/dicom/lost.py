@@ -1,0 +1,66 @@
+"""Images that may be missing without a trace: a file that cannot be read leaves no gap when it was the last slice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from medunet.data.dicom.files import NotRead
+
+if TYPE_CHECKING:
+    from medunet.data.dicom.frames import Frame
+    from medunet.data.dicom.scan import Series
+
+
+def without_uid(groups: dict[str, list[Frame]]) -> list[NotRead]:
+    """Take out images without SeriesInstanceUID that lie among others that have one: they belong to one of those."""
+    named = {f.file.location.folder for uid, frames in groups.items() for f in frames if uid != f.file.location.folder}
+    lost = [frame for uid in list(groups) if uid in named for frame in groups.pop(uid)]
+    reason = "is without SeriesInstanceUID among images that have one"
+    return [NotRead(str(location), reason, True) for location in dict.fromkeys(f.file.location for f in lost)]
+
+
+def broken_alone(groups: dict[str, list[Frame]]) -> list[NotRead]:
+    """Take out images that cannot be used and are alone in their series, beside images of another one.
+
+    What broke the image may have broken the UID of its series too.
+    """
+    places = Counter(_place(str(f.file.location)) for frames in groups.values() for f in frames)
+    alone = [
+        uid
+        for uid, frames in groups.items()
+        if len(frames) == 1 and frames[0].problem and places[_place(str(frames[0].file.location))] > 1
+    ]
+    lost = [groups.pop(uid)[0] for uid in alone]
+    return [NotRead(str(frame.file.location), frame.problem, True) for frame in lost]
+
+
+def refuse_incomplete(series: Sequence[Series], aside: Sequence[NotRead]) -> list[Series]:
+    """Refuse every stack beside whose files lies a damaged one of the same suffix, which may have been its slice."""
+    damaged: dict[tuple[str, str], list[NotRead]] = {}
+    for item in aside:
+        if item.damaged:
+            damaged.setdefault(_place(item.location), []).append(item)
+    return [_judged(one, damaged) for one in series] if damaged else list(series)
+
+
+def _judged(series: Series, damaged: dict[tuple[str, str], list[NotRead]]) -> Series:
+    places = Counter(_place(str(frame.file.location)) for frame in series.frames)
+    lost = [item for place in places for item in damaged.get(place, [])]
+    if not lost:
+        return series
+    words = (
+        f"{len(lost)} file{'s' * (len(lost) != 1)} beside its images may be of it and cannot be used: "
+        f"{lost[0].location} {lost[0].reason}; copy it again or take it away"
+    )
+    layout = series.layout
+    verdict = replace(layout.verdict, refusals=(*layout.verdict.refusals, words))
+    return replace(series, layout=replace(layout, verdict=verdict, grid=None))
+
+
+def _place(location: str) -> tuple[str, str]:
+    path = PurePath(location)
+    return str(path.parent), path.suffix.lower()
