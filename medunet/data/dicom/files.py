@@ -15,29 +15,14 @@ from typing import Any
 
 import pydicom
 from pydicom import config
-from pydicom.tag import Tag
 
+from medunet.data.dicom.header import TAGS, Header
 from medunet.data.dicom.location import BoundedFile, Location, one_line
 from medunet.errors import InputError
 from medunet.types import StrPath
 
 _MAGIC = b"DICM"
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")  # group 0008 or 0002, either byte order
-_KEYWORDS = (
-    "AcquisitionDate", "AcquisitionDateTime", "AcquisitionNumber", "AcquisitionTime", "BitsAllocated", "BitsStored",
-    "Columns", "ContentTime", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence",
-    "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "GantryDetectorTilt", "HighBit", "ImageOrientationPatient",
-    "ImagePositionPatient", "ImageType", "InversionTime", "LossyImageCompression", "Manufacturer", "Modality",
-    "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight", "PatientPosition",
-    "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing",
-    "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",
-    "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
-    "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "SpacingBetweenSlices",
-    "SUVType", "StackID", "StudyInstanceUID", "TemporalPositionIdentifier", "TriggerTime", "Units",
-)  # fmt: skip
-_PHILIPS = (Tag(0x7053, 0x0010), Tag(0x7053, 0x1000), Tag(0x7053, 0x1009))
-_GE = (Tag(0x0009, 0x0010), Tag(0x0009, 0x100D))
-_TAGS: list[Any] = [*_KEYWORDS, *_PHILIPS, *_GE]
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UC", b"UR", b"UT", b"SQ")
 _UNDEFINED = 0xFFFFFFFF
@@ -65,7 +50,7 @@ class DicomFile:
     """A header (the elements that geometry and meaning need) and where its pixels lie."""
 
     location: Location
-    header: Any
+    header: Header
     syntax: str
     pixels: PixelSpan | None
 
@@ -140,7 +125,7 @@ def _header(location: Location, file: BoundedFile) -> DicomFile | NotRead:
     file.seek(0)
     if start[128:132] != _MAGIC and not _looks_bare(start):
         return _no_dicom(location, start)
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+    header = Header(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True))
     if not any(key in header for key in ("SOPClassUID", "SeriesInstanceUID", "Rows", "DirectoryRecordSequence")):
         return NotRead(str(location), "is not DICOM, or its header was cut off", damaged=True)
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) or "1.2.840.10008.1.2"

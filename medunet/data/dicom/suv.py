@@ -14,10 +14,8 @@ from typing import Any
 
 from medunet.data.dicom.files import quiet
 from medunet.data.dicom.frames import Frame
+from medunet.data.dicom.header import GE_SCAN_TIME, PHILIPS_ACTIVITY, PHILIPS_SUV
 
-_PHILIPS_SUV = (0x7053, 0x1000)
-_PHILIPS_ACTIVITY = (0x7053, 0x1009)
-_GE_SCAN_TIME = (0x0009, 0x100D)
 _LONGEST = timedelta(hours=12)
 
 
@@ -51,10 +49,10 @@ def suv_factor(frames: Sequence[Frame]) -> tuple[float, str]:
 def _philips(frames: Sequence[Frame]) -> tuple[float, str]:
     """Philips stores counts and a private factor to SUV, or to Bq/ml; 0 means that there is none."""
     header = frames[0].file.header
-    factor = _private(header, _PHILIPS_SUV)
+    factor = _number(header.private(PHILIPS_SUV))
     if factor:
         return factor, f"PET counts times the Philips SUV factor {factor:.6g}"
-    activity = _private(header, _PHILIPS_ACTIVITY)
+    activity = _number(header.private(PHILIPS_ACTIVITY))
     if activity:
         suv, words = _body_weight_factor(frames)
         return suv * activity, f"{words}; counts times the Philips activity factor {activity:.6g}"
@@ -100,7 +98,7 @@ def _scan_start(frames: Sequence[Frame]) -> tuple[datetime, str]:
     known = [moment for moment in acquired if moment is not None]
     if series is not None and known and series <= min(known):
         return series, "the series start"
-    private = _date_time(header.get(_GE_SCAN_TIME))
+    private = _date_time(header.private(GE_SCAN_TIME))
     if private is not None:
         return private, "GE's scan start (0009,100D)"
     if series is None:
@@ -111,7 +109,7 @@ def _scan_start(frames: Sequence[Frame]) -> tuple[datetime, str]:
 
 
 def _since_injection(item: Any, start: datetime) -> timedelta:
-    moment = _date_time_value(item.get("RadiopharmaceuticalStartDateTime"))
+    moment = _date_time(item.get("RadiopharmaceuticalStartDateTime"))
     if moment is None:
         moment = _moment(start.strftime("%Y%m%d"), item.get("RadiopharmaceuticalStartTime"))
         if moment is not None and moment > start:
@@ -131,14 +129,10 @@ def _date(header: Any) -> Any:
 def _moment(date: Any, time: Any) -> datetime | None:
     if not date or not time:
         return None
-    return _date_time_value(f"{date}{time}")
+    return _date_time(f"{date}{time}")
 
 
-def _date_time(element: Any) -> datetime | None:
-    return None if element is None else _date_time_value(element.value)
-
-
-def _date_time_value(value: Any) -> datetime | None:
+def _date_time(value: Any) -> datetime | None:
     """A DICOM DT without offset (PS3.5 section 6.2); None where it is none."""
     text = value.decode("ascii", "ignore") if isinstance(value, bytes) else str(value or "")
     digits, _, fraction = text.strip("\0 ").partition(".")
@@ -151,11 +145,8 @@ def _date_time_value(value: Any) -> datetime | None:
     return moment + timedelta(seconds=float(f"0.{decimals[0]}") if decimals else 0.0)
 
 
-def _private(header: Any, tag: tuple[int, int]) -> float | None:
-    element = header.get(tag)
-    if element is None:
-        return None
-    value = element.value
+def _number(value: Any) -> float | None:
+    """A private value as a number; None where it is missing, 0 or no number."""
     try:
         return float(value.decode("ascii") if isinstance(value, bytes) else value) or None
     except (TypeError, ValueError, UnicodeDecodeError):
