@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medunet.data.dicom.location import Location, one_line
 from medunet.errors import InputError
 from medunet.types import StrPath
 
@@ -28,16 +29,17 @@ def open_dataset(path: StrPath, *, pixels: bool = True) -> Dataset:
     Raises:
         InputError: the file is missing, not DICOM, or cut short.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+    from medunet.data.dicom.files import read_full_header, read_whole
 
     if not Path(path).is_file():
         raise InputError(f"{path}: is not a file; give a DICOM file")
     try:
-        dataset = dcmread(path, force=True, stop_before_pixels=not pixels)
+        location = Location(Path(path))
+        dataset: Dataset = read_whole(location) if pixels else read_full_header(location)
         known = "SOPClassUID" in dataset
-    except (InvalidDicomError, OSError, ValueError, KeyError, NotImplementedError, AttributeError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as DICOM ({error}); export it again") from error
+    except Exception as error:  # pydicom raises many kinds on broken files
+        reason = one_line(error, 160) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as DICOM ({reason}); export it again") from error
     if not known:
         raise InputError(f"{path}: is not a DICOM object, it names no SOP class; give an RTSTRUCT or SEG file")
     return dataset
