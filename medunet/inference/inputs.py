@@ -51,7 +51,7 @@ def find_cases(
             continue
         groups += _from_path(Path(text), len(channels))
         if is_dicom(text):
-            from medunet.inference.stacks import find_stacks
+            from medunet.inference.dicom_inputs import find_stacks
 
             stacks = find_stacks(text, channels, allow_gaps=allow_gaps)
             names.update(stacks)

@@ -13,6 +13,7 @@ from typing import Any
 from pydicom.uid import UID
 
 from medunet.data.dicom.files import DicomFile, PixelSpan
+from medunet.data.dicom.header import text
 from medunet.data.dicom.location import one_line
 
 COLOUR = "is a colour picture"
@@ -266,14 +267,7 @@ def _integer(header: Any, keyword: str, default: int | None = None) -> int:
 
 def unusable(file: DicomFile, problem: str) -> Frame:
     """The one plane of an object of which only its problem is known."""
-    return Frame(file, 0, _text(file.header, "SOPInstanceUID"), 0, 0, None, None, None, None, 1.0, 0.0, {}, problem)
-
-
-def _text(header: Any, keyword: str) -> str:
-    try:
-        return str(header.get(keyword) or "")
-    except Exception:  # a value that pydicom cannot convert says nothing
-        return ""
+    return Frame(file, 0, text(file.header, "SOPInstanceUID"), 0, 0, None, None, None, None, 1.0, 0.0, {}, problem)
 
 
 def _with_problem(frame: Frame, problem: str) -> Frame:

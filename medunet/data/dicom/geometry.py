@@ -98,6 +98,11 @@ class Layout:
     resampled: bool = False
 
 
+def refused(reason: str) -> Layout:
+    """The layout of images that make no stack."""
+    return Layout(Verdict(refusals=(reason,)), (), np.zeros((0, 4, 4)), None)
+
+
 def lay_out(stack: Stack, *, allow_gaps: bool = False, twins: Sequence[int] = ()) -> Layout:
     """The grid of a stack, or why there is none. `twins` are planes that repeat another one, pixel by pixel."""
     along = stack.along()

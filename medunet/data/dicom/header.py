@@ -6,6 +6,8 @@ from typing import Any
 
 from pydicom.tag import BaseTag, Tag
 
+from medunet.data.dicom.location import one_line
+
 _KEYWORDS = (
     "AcquisitionDate", "AcquisitionDateTime", "AcquisitionNumber", "AcquisitionTime", "BitsAllocated", "BitsStored",
     "Columns", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence", "EchoNumbers",
@@ -17,6 +19,7 @@ _KEYWORDS = (
     "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "StackID", "StudyInstanceUID",
     "SUVType", "TemporalPositionIdentifier", "TriggerTime", "Units",
 )  # fmt: skip
+_MOST_TEXT = 128  # characters: DICOM allows 64 (PS3.5 section 6.2)
 PHILIPS_SUV, PHILIPS_ACTIVITY, GE_SCAN_TIME = Tag(0x7053, 0x1000), Tag(0x7053, 0x1009), Tag(0x0009, 0x100D)
 _TAG_OF: dict[str, BaseTag] = {keyword: Tag(keyword) for keyword in _KEYWORDS}
 TAGS = [*_TAG_OF.values(), Tag(0x7053, 0x0010), PHILIPS_SUV, PHILIPS_ACTIVITY, Tag(0x0009, 0x0010), GE_SCAN_TIME]
@@ -52,3 +55,11 @@ class Header:
         if keyword.startswith("_") or keyword not in self:
             raise AttributeError(keyword)
         return self.get(keyword)
+
+
+def text(header: Any, keyword: str) -> str:
+    """A value as a message may hold it; empty where there is none, or none that pydicom can convert."""
+    try:
+        return one_line(header.get(keyword) or "", _MOST_TEXT)
+    except Exception:
+        return ""
