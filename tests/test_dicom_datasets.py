@@ -25,6 +25,7 @@ from medunet.inference.inputs import find_cases
 from medunet.planning import Budget
 from tests.dicom_phantom import make_series
 from tests.test_dicom_geometry import edit
+from tests.test_dicom_labels import write_seg
 
 RealData = Callable[[str], Path]
 NAMES = ("Liver", "GTV_1")
@@ -303,3 +304,33 @@ def test_sarcoma_is_indexed_from_dicom_and_rtstruct(real_data: RealData) -> None
     assert len(index.labels) == 2
     case = index.training[0]
     assert case.label == f"{case.patient}/MR_T1/mask/RS.dcm#on=../image&GTV_Mass_MR_T1=1"
+
+
+def test_the_threshold_of_fractional_segments_stands_in_the_list(tmp_path: Path) -> None:
+    make_series(tmp_path / "image", phantom(0)[0], (2.5, 1.2, 1.0), PatientID="p0")
+    images = [pydicom.dcmread(file) for file in sorted((tmp_path / "image").iterdir())]
+    shares = np.zeros((len(images), 20, 24), np.float32)
+    shares[2:8, 4:10, 3:9] = 0.3
+    shares[3:6, 5:8, 4:7] = 0.9
+    write_seg(tmp_path / "seg.dcm", images, shares, "FRACTIONAL", ["Tumour"])
+    for threshold, count in (("", 27), ("0.2", 216)):
+        (tmp_path / "list.csv").write_text(f"image,label,roi,threshold\nimage,seg.dcm,Tumour,{threshold}\n")
+        index = verbs.index(tmp_path / "list.csv")
+        label = index.paths(index.training[0])[1]
+        assert label is not None
+        assert int(read_label(label).array.sum()) == count
+    with pytest.raises(InputError, match="threshold is 'half'; give a number"):
+        read_label(f"{tmp_path}/seg.dcm#on=image&threshold=half&Tumour=1")
+
+
+def test_predictions_are_scored_against_label_objects(bundle: Path, tree: Path, tmp_path: Path) -> None:
+    for number in (0, 3):
+        predict(bundle, tree / f"p{number}/CT/image", tmp_path / f"out/p{number}")
+    for references in (tree, tmp_path / "index.json"):
+        if references.suffix:
+            references.write_text(json.dumps(read_index(tree).as_json()))
+        content = verbs.evaluate(tmp_path / "out/p3", references, tmp_path / "scores.json")
+        assert [case["id"] for case in content["cases"]] == ["p3_CT"]
+        assert set(content["classes"]) == {"GTV_1", "Liver"}
+        assert content["cases"][0]["geometry"]["verdict"] == "accepted"
+    assert "cannot be shown" not in verbs.report(tmp_path / "scores.json").read_text()

@@ -144,7 +144,7 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="folder of label maps")],
-    references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of reference label maps")],
+    references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of label maps, or a dataset")],
     output: Annotated[Path, typer.Option("-o", metavar="scores.json", help="write scores here, and a CSV beside it")],
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
 ) -> None:

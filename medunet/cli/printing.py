@@ -102,6 +102,9 @@ class Printer:
             print(f"medunet: {result.state}: {result.message}", file=sys.stderr)
         else:
             self.say(f"{result.state:>12}  {result.output}  {result.seconds:.2f} s")
+            geometry = result.geometry or {}
+            for reason in geometry.get("reasons", []):
+                self.say(f"{'':>14}{geometry['verdict']}: {reason}")
 
     def done(self, results: Sequence[Any], output: Path) -> None:
         """The count at the end of a batch."""

@@ -4,7 +4,8 @@ Columns: image (or image_0, image_1, ..., or several files with ``;`` between th
 split (train, test or a fold number), weight and roi. Paths are relative to the file.
 
 An image may be a DICOM folder, zip or file, or a SeriesInstanceUID below the datalist's folder; a label may be a DICOM
-SEG or RTSTRUCT, of which ``roi`` names the structures: ``GTV`` or ``GTV=1;Node=2``.
+SEG or RTSTRUCT, of which ``roi`` names the structures: ``GTV`` or ``GTV=1;Node=2``. A pixel of a FRACTIONAL segment
+counts from ``threshold`` on, 0.5 of the maximum where it is not given.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def _name(file: str) -> str:
 def _label(row: Mapping[str, Any]) -> str | None:
     if not row.get("label"):
         return None
-    roi = row.get("roi")
-    return relative(str(row["label"])) + (f"#roi={quote(str(roi), safe=' ')}" if roi else "")
+    options = [f"{key}={quote(str(row[key]), safe=' ')}" for key in ("roi", "threshold") if row.get(key)]
+    return relative(str(row["label"])) + (f"#{'&'.join(options)}" if options else "")
 
 
 def _weight(value: Any, case: str, path: Path) -> float:

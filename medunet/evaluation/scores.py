@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from medunet.data.atomic import write_json, write_text
+from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
+from medunet.data.index import Index, read_index
 from medunet.data.volume import read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
@@ -102,16 +104,19 @@ def _statistics(table: FloatArray, draws: IntArray) -> dict[str, Any]:
 def evaluate(
     predictions: Path, references: Path, labels: Mapping[str, int] | None = None, nsd_tolerance: float = NSD_TOLERANCE
 ) -> dict[str, Any]:
-    """Score a folder (or file) of label maps against references of the same names.
+    """Score a folder (or file) of label maps against references.
 
-    A reference without a prediction, and a pair that cannot be compared, is listed under ``failed``.
+    References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
+    label objects; its cases belong to the predictions that were made from their images. A reference without a
+    prediction, and a pair that cannot be compared, is listed under ``failed``.
 
     Raises:
         InputError: a folder is missing, or no pair can be compared.
     """
-    pairs, failed = _pairs(predictions, references)
-    labels = labels or _found_labels(pairs)
     images = _predicted_images(predictions)
+    dataset = _dataset(references)
+    pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
+    labels = labels or (_foreground(dataset) if dataset else _found_labels(pairs))
     cases = []
     for case, (prediction_path, reference_path) in pairs.items():
         try:
@@ -128,12 +133,41 @@ def evaluate(
     return summarise(cases, labels, extra)
 
 
+def _dataset(references: Path) -> Index | None:
+    """The dataset that references stand in; None for a folder of label maps or a single one."""
+    if references.is_file() and references.suffix.lower() in (".json", ".csv"):
+        return read_index(references)
+    if references.is_dir() and not _label_files(references) and any(references.iterdir()):
+        return read_index(references)
+    return None
+
+
+def _foreground(dataset: Index) -> dict[str, int]:
+    return {name: value for number, (name, value) in enumerate(dataset.labels.items()) if number}
+
+
+def _pairs_of(
+    dataset: Index, predictions: Path, images: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, tuple[Path, Path]], list[dict[str, str]]]:
+    """The label of every case whose image a prediction was made from, or which has its name."""
+    made_from = {Source.parse(known["image"][0]).stack(): Path(output) for output, known in images.items()}
+    named = _label_files(predictions)
+    pairs: dict[str, tuple[Path, Path]] = {}
+    failed = [{"id": finding.case, "message": finding.message} for finding in dataset.findings if finding.fatal]
+    for case in (*dataset.training, *dataset.test):
+        paths, label = dataset.paths(case)
+        prediction = made_from.get(Source.parse(paths[0]).stack(), named.get(case.id))
+        if prediction is not None and prediction.is_file() and label is not None:
+            pairs[case.id] = (prediction, label)
+    return pairs, failed
+
+
 def _score_pair(
     case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, int], tolerance: float
 ) -> dict[str, Any]:
     prediction, reference = read_label(prediction_path), read_label(reference_path)
     prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
-    paths = {"prediction": str(prediction_path.resolve()), "reference": str(reference_path.resolve())}
+    paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
     arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
     return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
 

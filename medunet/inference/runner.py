@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from medunet.data.atomic import write_json, write_with
+from medunet.data.dicom.source import Source
 from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
@@ -114,7 +115,7 @@ def _probability_path(output_dir: Path, case: InputCase) -> Path:
 def _attempt(
     segmenter: Segmenter, case: InputCase, output_dir: Path, force: bool, keep_probabilities: bool
 ) -> CaseResult:
-    images = [str(Path(image).resolve()) for image in case.images]
+    images = [str(Source.parse(image).absolute()) for image in case.images]
     output = output_name(case.output, segmenter.output_format)
     result = CaseResult(case.name, "done", output=output, images=images)
     start = time.perf_counter()

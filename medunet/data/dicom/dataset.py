@@ -276,7 +276,7 @@ def _plain(name: str) -> str:
 
 def _settled(root: Path, source: Source, inside: Contents, labels: Mapping[str, int]) -> str:
     """The label source with a value for each structure."""
-    options = {"on": source.options["on"]}
+    options = {key: source.options[key] for key in ("on", "threshold") if key in source.options}
     wanted = [entry.partition("=")[0] for entry in _rois(source)] or list(labels)
     for name in wanted:
         found = match_roi(name, inside.names)

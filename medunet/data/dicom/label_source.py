@@ -15,21 +15,32 @@ from medunet.types import StrPath
 def read_label_source(source: StrPath) -> Volume:
     """The label map (1, x, y, z) of ``FILE#on=IMAGE&NAME=VALUE&...``; IMAGE is relative to the file's folder.
 
+    The option ``threshold`` is the share of the maximum from which a FRACTIONAL segment's pixel counts.
+
     Raises:
         InputError: the source names no structure, or one that is not there.
         GeometryError: the label lies in another frame of reference, or the image is refused.
     """
     where = Source.parse(source)
     image = image_of(where)
-    classes = {name: int(value) for name, value in where.options.items() if name not in ("on", "image")}
+    threshold = _number(where, "threshold", 0.5)
+    classes = {name: int(_number(where, name)) for name in where.options if name not in ("on", "threshold")}
     if not classes:
         raise InputError(f"{source}: names no structure; give FILE#on=IMAGE&NAME=VALUE")
     header = read_series_header(image)
     frame = str((header.verdict or {}).get("frame_of_reference", ""))
-    found = label_map(where.path, header.grid, frame, classes)
+    found = label_map(where.path, header.grid, frame, classes, threshold)
     return Volume(found.array[None], header.grid, {**(header.verdict or {}), "label_notes": list(found.notes)})
 
 
 def image_of(where: Source) -> str:
     """The image source that a label source lies on."""
     return str(Path(where.path.parent, where.options["on"]))
+
+
+def _number(where: Source, option: str, default: float = 0.0) -> float:
+    text = where.options.get(option)
+    try:
+        return default if text is None else float(text)
+    except ValueError as error:
+        raise InputError(f"{where}: {option} is '{text}'; give a number") from error

@@ -2,7 +2,8 @@
 
 Images: ``FOLDER#series=UID&part=echo 2&allow_gaps=1`` chooses a stack among several.
 Labels: ``FILE.dcm#on=../image&GTV_Mass=1`` says on which image a label object lies and which of its structures has
-which value. What a dataset's index resolved stands there to be read; nothing is searched for again when training.
+which value (and ``threshold=0.5`` from which share on a FRACTIONAL segment's pixel counts). What a dataset's index
+resolved stands there to be read; nothing is searched for again when training.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ class Source:
             return str(self.path)
         pairs = "&".join(f"{quote(key, safe=' ')}={quote(value, safe=' ./')}" for key, value in self.options.items())
         return f"{self.path}#{pairs}"
+
+    def absolute(self) -> Source:
+        """With the file's absolute path; the options stay as they are (``on`` is relative to the file)."""
+        return Source(self.path.resolve(), self.options)
+
+    def stack(self) -> tuple[str, str | None, str | None]:
+        """What tells one stack of images from another, however it is read."""
+        return str(self.path.resolve()), self.options.get("series"), self.options.get("part")
 
     def with_options(self, **options: str) -> Source:
         """With more options."""
