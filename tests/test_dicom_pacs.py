@@ -15,8 +15,6 @@ hd = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
 pytest.importorskip("pynetdicom", reason="pynetdicom (dev extra) is not installed")
 
 import dicom_pacs  # noqa: E402
-from dicom_pacs import FIND, RETRIEVE, STORE, Identity, Pacs, Refused  # noqa: E402
-from dicom_phantom import make_series  # noqa: E402
 from pydicom import dcmread  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.uid import (  # noqa: E402
@@ -33,6 +31,8 @@ from medunet.data.dicom.objects import Algorithm, Segment  # noqa: E402
 from medunet.data.dicom.results import code_of, write_result  # noqa: E402
 from medunet.data.dicom.scan import Series, scan  # noqa: E402
 from medunet.data.dicom.volumes import find_series, read_stack  # noqa: E402
+from tests.dicom_pacs import FIND, RETRIEVE, STORE, Identity, Pacs, Refused  # noqa: E402
+from tests.dicom_phantom import make_series  # noqa: E402
 
 ALGORITHM = Algorithm("abdomen", "1.2.0", "0123456789abcdef" * 4)
 CLASSES = {"kidney_left": 3, "Größe 右": 7, "liver tumour": 4}

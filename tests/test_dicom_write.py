@@ -18,7 +18,6 @@ from hypothesis.extra.numpy import arrays
 
 hd = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
 
-from dicom_phantom import CORONAL, SAGITTAL, make_series  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.sr import _concepts_dict  # noqa: E402
 
@@ -30,6 +29,7 @@ from medunet.data.dicom.write_report import write_report  # noqa: E402
 from medunet.data.dicom.write_rtstruct import write_rtstruct  # noqa: E402
 from medunet.data.dicom.write_seg import write_segmentation  # noqa: E402
 from medunet.errors import GeometryError, InputError, PlanError  # noqa: E402
+from tests.dicom_phantom import CORONAL, SAGITTAL, make_series  # noqa: E402
 
 ALGORITHM = Algorithm("abdomen", "1.2.0", "0123456789abcdef" * 4)
 OBLIQUE = (0.9659258263, 0.2588190451, 0.0, -0.2241438680, 0.8365163037, 0.5)
@@ -152,7 +152,7 @@ def test_highdicom_reads_the_segments_on_the_source_images(tmp_path: Path) -> No
 
 def test_simpleitk_reads_the_segmentation_at_the_same_place(tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
-    labels = np.where(phantom() == 3, 3, 0)
+    labels = np.pad(np.where(phantom() == 3, 3, 0), ((0, 0), (0, 0), (0, 5)))  # its bits fill whole bytes
     source = series(tmp_path / "in", labels)
     write_segmentation(tmp_path / "seg.dcm", labels, source, SEGMENTS[:1], ALGORITHM)
     image = sitk.ReadImage(str(tmp_path / "seg.dcm"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from medunet.data.dicom.codestream import picture_size
 from medunet.data.dicom.files import quiet, read_whole
 from medunet.data.dicom.frames import Frame
-from medunet.data.dicom.location import BoundedFile, one_line
+from medunet.data.dicom.location import BoundedFile, Location, one_line
 from medunet.errors import InputError
 from medunet.types import AnyArray
 
@@ -25,26 +26,41 @@ def stored_type(frame: Frame) -> np.dtype[Any]:
     return np.dtype(f"{'i' if int(header.get('PixelRepresentation') or 0) else 'u'}{int(header.BitsAllocated) // 8}")
 
 
-def read_plane(frame: Frame) -> AnyArray:
-    """Stored values (rows, columns) of a frame, before rescaling.
+class PlaneReader:
+    """Reads planes one after the other; keeps the last compressed file, so that one of many frames is read once."""
 
-    Raises:
-        InputError: the pixel data is cut off, the file cannot be read any more, or no decoder for its transfer syntax
-            is installed.
-    """
-    span = frame.file.pixels
-    try:
-        plane = _native(frame) if span is not None and span.length is not None else _decoded(frame)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = one_line(error, 160) or type(error).__name__
-        raise InputError(f"{frame.file.location}: cannot be read ({reason}); copy it again") from error
-    return _significant(plane, frame)
+    def __init__(self) -> None:
+        self._location: Location | None = None
+        self._dataset: Any = None
+
+    def read(self, frame: Frame) -> AnyArray:
+        """Stored values (rows, columns) of a frame, before rescaling.
+
+        Raises:
+            InputError: the pixel data is cut off, the file cannot be read any more, or no decoder for its transfer
+                syntax is installed.
+        """
+        span = frame.file.pixels
+        try:
+            native = span is not None and span.length is not None
+            plane = _native(frame) if native else _decoded(frame, self._whole)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            reason = one_line(error, 160) or type(error).__name__
+            raise InputError(f"{frame.file.location}: cannot be read ({reason}); copy it again") from error
+        return _significant(plane, frame)
+
+    def _whole(self, location: Location) -> Any:
+        if location != self._location:
+            self._location, self._dataset = None, None
+            self._dataset = read_whole(location)
+            self._location = location
+        return self._dataset
 
 
-def pixel_digest(frame: Frame) -> bytes:
+def pixel_digest(frame: Frame, reader: PlaneReader) -> bytes:
     """sha256 of a plane's stored values and what scales them: equal for copies of one image."""
     digest = hashlib.sha256(repr((frame.slope, frame.intercept)).encode())
-    digest.update(np.ascontiguousarray(read_plane(frame)).data)
+    digest.update(np.ascontiguousarray(reader.read(frame)).data)
     return digest.digest()
 
 
@@ -66,7 +82,7 @@ def _fill(file: BoundedFile, plane: AnyArray, frame: Frame) -> None:
         raise InputError(f"{frame.file.location}: pixel data is cut off ({got} of {plane.nbytes} bytes); copy it again")
 
 
-def _decoded(frame: Frame) -> AnyArray:
+def _decoded(frame: Frame, open_whole: Callable[[Location], Any]) -> AnyArray:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
@@ -83,7 +99,7 @@ def _decoded(frame: Frame) -> AnyArray:
                 f"{name}: is compressed as {_syntax_name(frame)}; install its decoder: pip install 'medunet[dicom]'"
             )
         try:
-            dataset = read_whole(name)
+            dataset = open_whole(name)
             _require_size(dataset, frame)
             array, _ = decoder.as_array(dataset, index=frame.number, raw=True)
         except (InputError, MemoryError, KeyboardInterrupt, SystemExit):

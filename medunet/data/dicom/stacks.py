@@ -12,7 +12,7 @@ import numpy as np
 from medunet.data.dicom.frames import Frame
 from medunet.data.dicom.geometry import Layout, Stack, is_even, lay_out, refused, same_place
 from medunet.data.dicom.header import text
-from medunet.data.dicom.pixels import pixel_digest
+from medunet.data.dicom.pixels import PlaneReader, pixel_digest
 from medunet.errors import InputError
 from medunet.types import FloatArray
 
@@ -145,8 +145,9 @@ def _twins(frames: Sequence[Frame]) -> list[int]:
         if len(group) == len(frames) and len(group) > 2:
             continue  # not a volume, and said so
         seen: set[bytes] = set()
+        reader = PlaneReader()
         for index in group if len(group) > 1 else ():
-            digest = pixel_digest(frames[index])
+            digest = pixel_digest(frames[index], reader)
             if digest in seen:
                 twins.append(index)
             seen.add(digest)

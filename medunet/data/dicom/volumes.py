@@ -9,7 +9,7 @@ import numpy as np
 
 from medunet.data.dicom.files import quiet
 from medunet.data.dicom.geometry import Layout
-from medunet.data.dicom.pixels import read_plane, stored_type
+from medunet.data.dicom.pixels import PlaneReader, stored_type
 from medunet.data.dicom.scan import Scan, Series, is_inverted, scan
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
@@ -141,10 +141,11 @@ def _planes(series: Series) -> AnyArray:
     types = {stored_type(frame) for frame in frames}
     shape = (len(frames), frames[0].rows, frames[0].columns)
     narrow = whole and len(types) == 1 and next(iter(types)).itemsize <= 2
-    first = read_plane(frames[0])  # what cannot be read is told before memory is taken
+    reader = PlaneReader()
+    first = reader.read(frames[0])  # what cannot be read is told before memory is taken
     plain = np.empty(shape, next(iter(types)) if narrow else np.int64 if whole else np.float32)
     for number, frame in enumerate(frames):
-        stored = read_plane(frame) if number else first
+        stored = reader.read(frame) if number else first
         if is_inverted(series):
             stored = _turned(stored, frame)
         if narrow:
