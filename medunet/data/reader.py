@@ -18,7 +18,7 @@ GEOMETRY = "geometry"
 
 
 class VolumeReader(ImageReader):
-    """Read one file or DICOM series, or one per channel, as float32 (channels, x, y, z) in RAS.
+    """Read one file or DICOM series, or one per channel, as (channels, x, y, z) in RAS, in the file's own type.
 
     MONAI falls back to other readers when ``read`` raises; so errors are collected there and raised by ``get_data``.
     """
@@ -57,14 +57,14 @@ class VolumeReader(ImageReader):
         }
         if content.verdict is not None:
             meta[GEOMETRY] = json.dumps(content.verdict)  # a text: collating would take lists apart
-        return np.ascontiguousarray(content.array, dtype=np.float32), meta
+        return content.array, meta
 
 
 def require_finite(volume: Volume, paths: Sequence[str]) -> None:
     """Raise an InputError when a voxel is NaN or infinite."""
     if not np.issubdtype(volume.array.dtype, np.floating):
         return
-    bad = int(volume.array.size - np.count_nonzero(np.isfinite(volume.array)))
+    bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in np.moveaxis(volume.array, -1, 0))
     if bad:
         raise InputError(
             f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; "

@@ -1,36 +1,142 @@
-"""The one preprocessing that training, validation and inference share, as MONAI dictionary transforms.
+"""The one preprocessing that training, validation and inference share, and MONAI dictionary transforms around it.
 
-load -> orient -> resample -> normalise; labels also: stored values -> 0..K-1.
+load -> orient and resample -> normalise; labels also: stored values -> 0..K-1.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImaged, MapTransform, Orientationd, Spacingd, SpatialPadd
+from monai.transforms import MapTransform, SpatialPadd
 from torch import Tensor
 
+from medunet.data.grid import Grid
 from medunet.data.reader import VolumeReader
+from medunet.data.resampling import Box, Resampling, network_grid
 from medunet.errors import InputError
+from medunet.types import AnyArray
 
 Item = dict[Hashable, Any]
-_SAME_SPACING = 1e-3  # relative; closer than what scanners write, farther than float32 affines
+_CHUNK = 4_000_000  # voxels that statistics are computed on at a time
+_MOST_SAMPLED = 1_000_000  # voxels that percentiles are taken of
 
 
-class Preprocess(MapTransform):
-    """Load `image` (and `label`), bring them to the plan's orientation and spacing, and normalise.
+@dataclass(frozen=True)
+class Scale:
+    """How a channel's values become a network's: clip to [low, high], subtract `mean`, divide by `std`."""
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    def apply(self, values: Tensor) -> None:
+        """Scale float32 values in place."""
+        values.clamp_(self.low, self.high).sub_(self.mean).div_(self.std)
+
+
+class Frame:
+    """What a network sees of a file: the plan's orientation, spacing and normalisation. The one place that says so.
 
     Args:
         orientation: axis codes of the network's space, such as ``RAS``.
         spacing: mm per axis in that orientation.
         normalization: per channel ``{"scheme": "zscore" | "ct" | "none", ...}`` as in the plan.
-        labels: stored value per class, background first; given only where a label is read.
+    """
+
+    def __init__(
+        self, orientation: str, spacing: Sequence[float], normalization: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.orientation, self.spacing = orientation, tuple(float(s) for s in spacing)
+        self.normalization = [dict(scheme) for scheme in normalization]
+
+    def grid(self, native: Grid) -> Grid:
+        """The grid of the network's input for an image on `native`."""
+        return network_grid(native, self.orientation, self.spacing)
+
+    def see(self, image: MetaTensor) -> NetworkImage:
+        """The image as the network sees it, to be read a box at a time.
+
+        Raises:
+            InputError: it has another number of channels.
+        """
+        got, want = int(image.shape[0]), len(self.normalization)
+        if got != want:
+            name = image.meta.get("filename_or_obj", "image")
+            raise InputError(
+                f"{name}: has {got} channel{'s' * (got != 1)}, the model takes {want}; give one per channel"
+            )
+        native = grid_of(image)
+        values = image.as_tensor()
+        scales = [scale_of(channel.numpy(), scheme) for channel, scheme in zip(values, self.normalization, strict=True)]
+        return NetworkImage(values, Resampling(native, self.grid(native)), scales)
+
+
+class NetworkImage:
+    """An image on a network's grid, resampled and normalised when a box of it is read."""
+
+    def __init__(self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None]) -> None:
+        self.values, self.resampling, self.scales = values, resampling, list(scales)
+
+    @property
+    def grid(self) -> Grid:
+        """The network's grid."""
+        return self.resampling.target
+
+    @property
+    def native(self) -> Grid:
+        """The file's grid."""
+        return self.resampling.source
+
+    def read(self, box: Box) -> Tensor:
+        """(channels, ...) float32 of a box of the network's grid; a tensor of its own."""
+        needed = self.resampling.needs(box)
+        part = self.values[(slice(None), *(slice(*bounds) for bounds in needed))]
+        plain = torch.from_numpy(part.numpy().astype(np.float32))  # torch does not resample every integer type
+        result = self.resampling(plain, [start for start, _ in needed], box)
+        for channel, scale in zip(result, self.scales, strict=True):
+            if scale is not None:
+                scale.apply(channel)
+        return result.contiguous()
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        return self.read(tuple((0, n) for n in self.grid.shape))
+
+
+class LoadVolumed(MapTransform):
+    """Load files with medunet's reader as (channels, x, y, z) in RAS, in the file's own type; no other reader steps in.
+
+    Uncompressed NIfTI stays on disk until it is read (memory-mapped).
+
+    Raises:
+        InputError: (at call) a file that cannot be read, or voxels that are not finite.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("image",)) -> None:
+        super().__init__(keys)
+        self._reader = VolumeReader()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        item = dict(data)
+        for key in self.keys:
+            array, meta = self._reader.get_data(self._reader.read(item[key]))
+            forward = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch has no negative strides
+            item[key] = MetaTensor(torch.from_numpy(forward), meta=meta)
+        return item
+
+
+class Preprocess(MapTransform):
+    """Load `image` and `label` and bring them onto the network's grid; the image is normalised.
+
+    Args:
+        frame: orientation, spacing and normalisation.
+        labels: stored value per class, background first.
         pad_to: smallest size that patches are cut from.
 
     Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1.
@@ -39,101 +145,75 @@ class Preprocess(MapTransform):
         InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
     """
 
-    def __init__(
-        self,
-        orientation: str,
-        spacing: Sequence[float],
-        normalization: Sequence[Mapping[str, Any]],
-        labels: Mapping[str, int] | None = None,
-        pad_to: Sequence[int] | None = None,
-    ) -> None:
-        keys = ["image"] if labels is None else ["image", "label"]
-        super().__init__(keys)
-        self.spacing = tuple(float(s) for s in spacing)
-        self.normalization = [dict(scheme) for scheme in normalization]
-        self.values = None if labels is None else list(labels.values())
-        self._load = load_transform(keys)
-        self._orient = Orientationd(keys, axcodes=orientation, labels=None)
-        modes = ["bilinear", "nearest"][: len(keys)]
-        self._resample = Spacingd(keys, self.spacing, mode=modes, padding_mode="border", dtype=torch.float32)
-        self._pad = SpatialPadd(keys, pad_to) if pad_to else None
+    def __init__(self, frame: Frame, labels: Mapping[str, int], pad_to: Sequence[int]) -> None:
+        super().__init__(("image", "label"))
+        self.frame, self.values = frame, list(labels.values())
+        self._load = LoadVolumed(self.keys)
+        self._pad = SpatialPadd(self.keys, pad_to)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        item = self._load(dict(data))
-        self._require_channels(item["image"])
-        item["image"].meta["value_ranges"] = [(float(c.min()), float(c.max())) for c in item["image"].as_tensor()]
-        item = self._orient(item)
-        if not _has_spacing(item["image"], self.spacing):
-            item = self._resample(item)
-        item["image"] = normalize(item["image"], self.normalization)
-        if self.values is not None:
-            item["label"] = to_classes(item["label"], self.values)
-        return item if self._pad is None else dict(self._pad(item))
-
-    def _require_channels(self, image: MetaTensor) -> None:
-        got, want = int(image.shape[0]), len(self.normalization)
-        if got != want:
-            name = image.meta.get("filename_or_obj", "image")
-            raise InputError(
-                f"{name}: has {got} channel{'s' * (got != 1)}, the model takes {want}; give one per channel"
-            )
+        item = self._load(data)
+        image, label = self.frame.see(item["image"]), item["label"]
+        item["image"] = on_grid(image.whole(), item["image"], image.grid)
+        classes = to_classes(label.as_tensor(), self.values)
+        placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
+        item["label"] = on_grid(placed, label, image.grid)
+        return dict(self._pad(item))
 
 
-class LoadLabel(MapTransform):
-    """Load `label` on its own grid with its stored values: what predictions are compared with."""
-
-    def __init__(self, keys: Sequence[str] = ("label",)) -> None:
-        super().__init__(keys)
-        self._load = load_transform(keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
-        return dict(self._load(dict(data)))
+def on_grid(values: Tensor, like: MetaTensor, grid: Grid) -> MetaTensor:
+    """`values` on `grid`, with the meta data of `like`."""
+    meta = {key: value for key, value in like.meta.items() if key != "affine"}
+    return MetaTensor(values, affine=torch.from_numpy(np.array(grid.affine)), meta=meta)
 
 
-def load_transform(keys: Sequence[str]) -> LoadImaged:
-    """MONAI's LoadImaged with our reader; it announces each of its other readers that misses an optional library."""
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return LoadImaged(keys, reader=VolumeReader(), ensure_channel_first=True)
+def grid_of(image: MetaTensor) -> Grid:
+    """The grid that a tensor (channels, x, y, z), alone or as a batch of one, lies on."""
+    affine = np.asarray(image.affine).reshape(-1, 4, 4)[0]
+    return Grid(tuple(int(n) for n in image.shape[-3:]), affine)
 
 
-def normalize(image: Tensor, schemes: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Scale each channel of (channels, x, y, z) in place by its scheme.
+def scale_of(channel: AnyArray, scheme: Mapping[str, Any]) -> Scale | None:
+    """The scale of a channel (x, y, z) as stored.
 
     ``ct``: clip to [low, high], subtract mean, divide by std (of the training foreground).
-    ``zscore``: clip to the image's percentiles 0.5 and 99.5, then zero mean and unit deviation of this image.
-    A constant channel becomes zero.
+    ``zscore``: clip to the image's percentiles 0.5 and 99.5, then zero mean and unit deviation of this image, all of
+    the voxels as they are stored. A constant channel becomes zero.
     """
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    for channel, scheme in zip(plain, schemes, strict=True):
-        if scheme["scheme"] == "ct":
-            channel.clamp_(scheme["low"], scheme["high"]).sub_(scheme["mean"]).div_(scheme["std"])
-        elif scheme["scheme"] == "zscore":
-            low, high = percentiles(channel.numpy())
-            channel.clamp_(low, high)
-            std, mean = torch.std_mean(channel.double(), correction=0)
-            channel.sub_(float(mean)).div_(max(float(std), 1e-6 * max(abs(float(mean)), 1e-30)))
-    return image
+    if scheme["scheme"] == "ct":
+        return Scale(*(float(scheme[key]) for key in ("low", "high", "mean", "std")))
+    if scheme["scheme"] == "none":
+        return None
+    low, high = percentiles(channel)
+    mean, std = _moments(channel, low, high)
+    return Scale(low, high, mean, max(std, 1e-6 * max(abs(mean), 1e-30)))
 
 
-def percentiles(values: Any, most: int = 1_000_000) -> tuple[float, float]:
-    """Percentiles 0.5 and 99.5, of every n-th voxel where there are more than `most`."""
-    flat = np.asarray(values).reshape(-1)
-    low, high = np.percentile(flat[:: max(1, flat.size // most)], [0.5, 99.5])
+def percentiles(values: AnyArray) -> tuple[float, float]:
+    """Percentiles 0.5 and 99.5, of every n-th voxel along each axis where there are more than a million."""
+    step = max(1, int(np.ceil((values.size / _MOST_SAMPLED) ** (1 / 3))))
+    low, high = np.percentile(values[::step, ::step, ::step], [0.5, 99.5])
     return float(low), float(high)
+
+
+def _moments(values: AnyArray, low: float, high: float) -> tuple[float, float]:
+    """Mean and deviation of the values clipped to [low, high], a chunk of planes at a time, in float64."""
+    step = max(1, _CHUNK * values.shape[-1] // values.size)
+    total = squares = 0.0
+    centre = (low + high) / 2
+    for start in range(0, values.shape[-1], step):
+        chunk = np.clip(values[..., start : start + step].astype(np.float64), low, high) - centre
+        total += float(chunk.sum())
+        squares += float(np.square(chunk, out=chunk).sum())
+    mean = total / values.size
+    return mean + centre, float(np.sqrt(max(squares / values.size - mean * mean, 0.0)))
 
 
 def to_classes(label: Tensor, values: Sequence[int]) -> Tensor:
     """Stored label values -> class numbers 0..K-1 in the order of `values`; undeclared values become background."""
-    plain = label.as_tensor() if isinstance(label, MetaTensor) else label
-    classes = torch.zeros(plain.shape, dtype=torch.uint8 if len(values) < 256 else torch.int16)
+    stored = label.numpy()
+    classes = np.zeros(stored.shape, dtype=np.uint8 if len(values) < 256 else np.int16)
     for number, value in enumerate(values):
         if number:
-            classes[plain == value] = number
-    return MetaTensor(classes, meta=label.meta) if isinstance(label, MetaTensor) else classes
-
-
-def _has_spacing(image: MetaTensor, spacing: Sequence[float]) -> bool:
-    current = image.pixdim.numpy()
-    return bool(np.all(np.abs(current - np.array(spacing)) <= _SAME_SPACING * np.array(spacing)))
+            classes[stored == value] = number
+    return torch.from_numpy(classes)
