@@ -6,14 +6,16 @@ import errno
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from medunet.errors import ResourceError
 from medunet.types import StrPath
 
+_PART = ".part-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -27,7 +29,7 @@ def atomic_path(target: StrPath) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(target.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=suffix, dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=_PART, suffix=suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -79,6 +81,14 @@ def disk_errors(target: StrPath) -> Iterator[None]:
         if "file write failed" in str(error) or "unexpected pos" in str(error):
             raise _full(target, error) from error
         raise
+
+
+def remove_stale(folder: Path, seconds: float = 3600.0) -> None:
+    """Remove temporary files below `folder` that a killed run left behind; younger ones may still be written."""
+    for path in folder.rglob(f"{_PART}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -49,9 +49,7 @@ class Frame:
         normalization: per channel ``{"scheme": "zscore" | "ct" | "none", ...}`` as in the plan.
     """
 
-    def __init__(
-        self, orientation: str, spacing: Sequence[float], normalization: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, orientation: str, spacing: Sequence[float], normalization: Sequence[Mapping[str, Any]]) -> None:
         self.orientation, self.spacing = orientation, tuple(float(s) for s in spacing)
         self.normalization = [dict(scheme) for scheme in normalization]
 
@@ -163,14 +161,22 @@ class Preprocess(MapTransform):
 
 def on_grid(values: Tensor, like: MetaTensor, grid: Grid) -> MetaTensor:
     """`values` on `grid`, with the meta data of `like`."""
-    meta = {key: value for key, value in like.meta.items() if key != "affine"}
-    return MetaTensor(values, affine=torch.from_numpy(np.array(grid.affine)), meta=meta)
+    return MetaTensor(values, affine=torch.from_numpy(np.array(grid.affine)), meta=_meta(like))
+
+
+def _meta(image: MetaTensor) -> dict[str, Any]:
+    return {key: value for key, value in image.meta.items() if key != "affine"}
 
 
 def grid_of(image: MetaTensor) -> Grid:
     """The grid that a tensor (channels, x, y, z), alone or as a batch of one, lies on."""
     affine = np.asarray(image.affine).reshape(-1, 4, 4)[0]
     return Grid(tuple(int(n) for n in image.shape[-3:]), affine)
+
+
+def without_voxels(image: MetaTensor) -> MetaTensor:
+    """What is known of an image, without the memory of its voxels."""
+    return MetaTensor(torch.zeros(1).expand(image.shape), affine=image.affine, meta=_meta(image))
 
 
 def scale_of(channel: AnyArray, scheme: Mapping[str, Any]) -> Scale | None:

@@ -46,8 +46,6 @@ class Bordered:
         return result
 
 
-
-
 def _fold(places: IntArray, size: int, mode: str) -> IntArray:
     """The voxels inside that stand for `places`."""
     if mode != "mirror" or size == 1:

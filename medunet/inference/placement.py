@@ -11,41 +11,87 @@ import torch
 from monai.data.utils import compute_importance_map
 from torch import Tensor
 
+from medunet.errors import NetworkError
 from medunet.types import Shape
 
 
 @dataclass(frozen=True)
+class Span:
+    """A window along one axis: it sees voxels from `start` on; those from `first` to before `stop` count."""
+
+    start: int
+    first: int
+    stop: int
+
+
+Place = tuple[Span, ...]
+"""A window, a span per axis."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Windows that run one after the other; all planes before `first` are complete when they begin.
+
+    They see planes from `start` to `end` and count in those from `first` to `stop`.
+    """
+
+    start: int
+    end: int
+    first: int
+    stop: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
 class Windows:
-    """Windows over a volume, a row after the other along one axis: what lies below a row is complete when it begins.
+    """Windows over a volume, in rows along one axis.
 
     Args:
         size: voxels of the volume, at least those of a window.
         window: voxels of a window.
+        spans: the windows along each axis.
         axis: the axis that rows follow each other along.
-        starts: first voxels of the windows, per axis.
+        group: how many consecutive windows along that axis make one row.
     """
 
     size: Shape
     window: Shape
+    spans: tuple[tuple[Span, ...], ...]
     axis: int
-    starts: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def place(cls, size: Sequence[int], window: Sequence[int], overlap: float) -> Windows:
-        """Windows as MONAI's sliding window places them, in rows along the axis that needs the least memory."""
-        starts = tuple(axis_starts(n, w, overlap) for n, w in zip(size, window, strict=True))
-        return cls(tuple(size), tuple(window), slow_axis(size, window), starts)
+    group: int = 1
 
     @property
     def count(self) -> int:
         """How many there are."""
-        return math.prod(len(s) for s in self.starts)
+        return math.prod(len(s) for s in self.spans)
 
-    def rows(self) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
-        """(first plane, windows' first voxels) of each row."""
-        for start in self.starts[self.axis]:
-            places = [(start,) if axis == self.axis else self.starts[axis] for axis in range(len(self.size))]
-            yield start, list(product(*places))
+    @property
+    def depth(self) -> int:
+        """The most planes that are open at a time."""
+        return max(row.stop - row.first for row in self.rows())
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in their order."""
+        along = self.spans[self.axis]
+        for n in range(0, len(along), self.group):
+            chosen = along[n : n + self.group]
+            places = product(*(chosen if axis == self.axis else s for axis, s in enumerate(self.spans)))
+            last = chosen[-1]
+            end = last.start + self.window[self.axis]
+            yield Row(chosen[0].start, end, chosen[0].first, max(s.stop for s in chosen), tuple(places))
+
+
+def overlapping(size: Sequence[int], window: Sequence[int], overlap: float, group: int = 1) -> Windows:
+    """Windows that share a fraction `overlap` with the next, placed as MONAI's sliding window places them.
+
+    `group` slices make a row where a window is one slice thick.
+    """
+    spans = tuple(
+        tuple(Span(start, start, start + w) for start in axis_starts(n, w, overlap))
+        for n, w in zip(size, window, strict=True)
+    )
+    axis = slow_axis(size, window)
+    return Windows(tuple(size), tuple(window), spans, axis, group if window[axis] == 1 else 1)
 
 
 def axis_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
@@ -57,6 +103,40 @@ def axis_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
     step = max(1, int(window * (1.0 - overlap)))
     count = max(1, math.ceil((size - window) / step) + 1)
     return tuple(min(n * step, size - window) for n in range(count))
+
+
+def tiles(
+    size: Sequence[int], window: Sequence[int], halo: Sequence[tuple[int, int]], divisor: Sequence[int]
+) -> Windows:
+    """Windows whose counted voxels do not overlap and see all that their result depends on (overlap-tile).
+
+    Source: Ronneberger, Fischer, Brox 2015 (doi:10.1007/978-3-319-24574-4_28), section 2 and figure 2.
+
+    Args:
+        size: a multiple of `divisor` per axis, at least `window`.
+        halo: how many voxels before and after a voxel its result depends on.
+        divisor: windows begin at multiples of it, so that pooling meets the same voxels as in the whole volume.
+
+    Raises:
+        NetworkError: a window has no voxel whose surroundings it sees whole.
+    """
+    spans = tuple(_axis_tiles(*axis) for axis in zip(size, window, halo, divisor, strict=True))
+    return Windows(tuple(size), tuple(window), spans, slow_axis(size, window))
+
+
+def _axis_tiles(size: int, window: int, halo: tuple[int, int], divisor: int) -> tuple[Span, ...]:
+    spans = [Span(0, 0, size if window == size else window - halo[1])]
+    while spans[-1].stop < size:
+        first = spans[-1].stop
+        start = min((first - halo[0]) // divisor * divisor, size - window)
+        stop = size if start + window == size else start + window - halo[1]
+        if stop <= first:
+            raise NetworkError(
+                f"a window of {window} voxels is too small for exact tiles: a result depends on {halo[0]} voxels before "
+                f"and {halo[1]} after it; take windows of at least {sum(halo) + 2 * divisor}"
+            )
+        spans.append(Span(start, first, stop))
+    return tuple(spans)
 
 
 def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
@@ -72,5 +152,4 @@ def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
 
 def importance(window: Sequence[int], mode: str) -> Tensor:
     """How much each voxel of a window counts (``gaussian``: sigma an eighth of the window, as MONAI; or ``constant``)."""
-    weights: Tensor = compute_importance_map(tuple(window), mode=mode, sigma_scale=0.125)
-    return weights
+    return torch.as_tensor(compute_importance_map(tuple(window), mode=mode, sigma_scale=0.125))

@@ -1,150 +1,197 @@
-"""From class probabilities on the network's grid to a label map on the input's own grid."""
+"""From planes of class probabilities on the network's grid to a label map on the file's own grid."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from torch import Tensor
 
-from medunet.data.grid import Grid
-from medunet.types import IntArray
+from medunet.data.resampling import Box, Resampling
+from medunet.types import AnyArray, IntArray
+
+_CHUNK = 8_000_000  # voxels of the label map that are made at a time
+_LABEL_TYPES = (np.uint8, np.int16, np.int32)
+
+Sink = Callable[[int, Box, Tensor], None]
+"""Takes the probabilities (...) of a class on a box of the file's grid."""
 
 
-def native_grid(image: MetaTensor) -> Grid:
-    """The grid that the file was read on, before any preprocessing."""
-    return Grid(tuple(int(n) for n in image.meta["spatial_shape"]), np.asarray(image.meta["original_affine"]))
+class Restorer:
+    """Interpolates probabilities linearly onto the file's grid and keeps the most probable class of every voxel.
 
-
-def current_grid(image: MetaTensor) -> Grid:
-    """The grid that the tensor (channels, x, y, z) lies on now."""
-    return Grid(tuple(image.shape[1:]), image.affine.numpy())
-
-
-def restore_probabilities(probabilities: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Resample (classes, *source.shape) linearly onto `target`; voxels outside the source take its border's values.
-
-    Grids that differ by flips and permutations only are rearranged exactly.
-    """
-    if not _axis_aligned(source, target):
-        return _sample(probabilities, source, target)
-    return torch.stack([_sample(channel[None], source, target)[0] for channel in probabilities])
-
-
-def restore_labels(probabilities: Tensor, source: Grid, target: Grid, values: Sequence[int]) -> IntArray:
-    """The most probable class of every voxel of `target` as its stored label value.
-
-    Classes are resampled one at a time and compared as they come: memory holds two maps, not all classes.
+    Planes come in order along `axis` of the network's grid; of those that were used, at most one is kept. Memory holds
+    the label map and a few chunks of one class. A class is only looked at where it can win, which is exact: the winner
+    of K probabilities that sum to one has at least 1/K, and interpolation exceeds no value that it is made of.
     One channel is a foreground probability with threshold 0.5. Ties go to the lower class.
 
-    Shapes: (classes, *source.shape) -> target.shape
+    Args:
+        resampling: from the network's grid (source) to the file's (target).
+        values: stored value per class, background first.
+        sink: takes all probabilities on the file's grid, if wanted.
     """
-    stored = np.asarray(values)
-    dtype = np.result_type(np.min_scalar_type(int(stored.min())), np.min_scalar_type(int(stored.max())))
-    best = _sample(probabilities[:1], source, target)[0]
-    winner = torch.zeros(target.shape, dtype=torch.int16)
-    if probabilities.shape[0] == 1:
-        winner[best > 0.5] = 1
-    for number in range(1, probabilities.shape[0]):
-        candidate = _sample(probabilities[number : number + 1], source, target)[0]
-        better = candidate > best
-        winner[better] = number
-        best = torch.where(better, candidate, best)
-    labels: IntArray = stored.astype(dtype)[winner.numpy()]
-    return labels
+
+    def __init__(self, resampling: Resampling, axis: int, values: Sequence[int], sink: Sink | None = None) -> None:
+        self.resampling, self.axis, self.sink = resampling, axis, sink
+        self.values = np.array(values, dtype=_label_type(values))
+        self.labels: AnyArray = np.full(resampling.target.shape, self.values[0], order="F")
+        self._kept: Tensor | None = None
+        self._first = self._stop = 0
+        self._done = 0
+
+    def put(self, probabilities: Tensor) -> None:
+        """Take the next complete planes (classes, ...), the volume's size along the other axes."""
+        self._stop += probabilities.shape[1 + self.axis]
+        for start, stop in self._chunks(*self._ready()):
+            self._label(probabilities, start, stop)
+        self._keep(probabilities)
+
+    @property
+    def _column(self) -> int:
+        """The axis of the file that runs along `axis`; any, where none does."""
+        maps = self.resampling.maps
+        return 2 if maps is None else next(c for c, m in enumerate(maps) if m.source_axis == self.axis)
+
+    def _top(self) -> IntArray:
+        """For each plane of the file, the first plane of the network's that it does not need any more."""
+        size = self.resampling.target.shape[self._column]
+        if self.resampling.maps is None:
+            return np.full(size, self.resampling.source.shape[self.axis])
+        axis = self.resampling.maps[self._column]
+        top: IntArray = axis.low + (axis.weight > 0) + 1
+        return top
+
+    def _ready(self) -> tuple[int, int]:
+        """The planes of the file that can be made now and could not before."""
+        top = self._top()
+        ready = int(np.count_nonzero(top <= self._stop))
+        before, self._done = self._done, ready
+        size = len(top)
+        return (before, ready) if top[0] <= top[-1] else (size - ready, size - before)
+
+    def _chunks(self, start: int, stop: int) -> list[tuple[int, int]]:
+        shape = self.resampling.target.shape
+        step = max(1, _CHUNK * shape[self._column] // math.prod(shape))
+        return [(n, min(n + step, stop)) for n in range(start, stop, step)]
+
+    def _label(self, probabilities: Tensor, start: int, stop: int) -> None:
+        box = tuple((start, stop) if c == self._column else (0, n) for c, n in enumerate(self.resampling.target.shape))
+        needed = self.resampling.needs(box)
+        parts = _Parts(self, probabilities, needed)
+        if self.sink is not None:
+            for number in range(probabilities.shape[0]):
+                self.sink(number, box, parts.sample(number, box))
+        winners = _winners(parts, box)
+        if winners is not None:
+            region, classes = winners
+            self.labels[tuple(slice(*bounds) for bounds in region)] = self.values[classes.cpu().numpy()]
+
+    def _keep(self, probabilities: Tensor) -> None:
+        """Keep the planes that planes of the file still to come need."""
+        top = self._top()
+        waiting = top > self._stop
+        if not waiting.any():
+            self._kept, self._first = None, self._stop
+            return
+        if self.resampling.maps is None:
+            first = 0
+        else:
+            first = min(int(self.resampling.maps[self._column].low[waiting].min()), self._stop)
+        count = self._stop - first
+        new = probabilities.shape[1 + self.axis]
+        if count <= new:
+            self._kept = probabilities.narrow(1 + self.axis, new - count, count).clone()
+        elif self._kept is not None:
+            old = self._kept.narrow(1 + self.axis, first - self._first, count - new)
+            self._kept = torch.cat([old, probabilities], dim=1 + self.axis)
+        self._first = first
+
+    def planes(self, probabilities: Tensor, number: int, start: int, stop: int) -> Tensor:
+        """Planes `start` to `stop` of a class, of what was kept and what is new."""
+        new = probabilities[number]
+        offset = self._stop - new.shape[self.axis]
+        if start >= offset:
+            return new.narrow(self.axis, start - offset, stop - start)
+        if self._kept is None:
+            raise AssertionError("planes were dropped that are needed")
+        old = self._kept[number].narrow(self.axis, start - self._first, min(stop, offset) - start)
+        return old if stop <= offset else torch.cat([old, new.narrow(self.axis, 0, stop - offset)], dim=self.axis)
 
 
-def _axis_aligned(source: Grid, target: Grid) -> bool:
-    matrix = _target_to_source(source, target)[:3, :3]
-    return bool(np.all(np.sum(np.abs(matrix) > 1e-4, axis=0) == 1))
+class _Parts:
+    """The probabilities that a box of the file's grid needs, class by class."""
+
+    def __init__(self, restorer: Restorer, probabilities: Tensor, needed: Box) -> None:
+        self.restorer, self.probabilities, self.needed = restorer, probabilities, needed
+        self.classes = probabilities.shape[0]
+        self._current: tuple[int, Tensor] | None = None
+
+    def part(self, number: int) -> Tensor:
+        """(...) voxels of the network's grid, those in `needed`."""
+        if self._current is None or self._current[0] != number:
+            axis = self.restorer.axis
+            planes = self.restorer.planes(self.probabilities, number, *self.needed[axis])
+            inside = [slice(None) if a == axis else slice(*bounds) for a, bounds in enumerate(self.needed)]
+            self._current = (number, planes[tuple(inside)])
+        return self._current[1]
+
+    def sample(self, number: int, box: Box) -> Tensor:
+        """(...) probabilities of a class on a box of the file's grid."""
+        result = self.restorer.resampling(self.part(number)[None], [start for start, _ in self.needed], box)
+        return result[0].to(self.probabilities.device)
+
+    def region(self, number: int, least: float, box: Box) -> Box | None:
+        """The part of `box` in which the class can have at least `least`; None where it can nowhere."""
+        maps = self.restorer.resampling.maps
+        found = _bounds(self.part(number) >= least)
+        if found is None or maps is None:
+            return box if found is not None else None
+        region = []
+        for (start, stop), axis in zip(box, maps, strict=True):
+            low, high = (bound + self.needed[axis.source_axis][0] for bound in found[axis.source_axis])
+            first, last = axis.low[start:stop], axis.low[start:stop] + (axis.weight[start:stop] > 0)
+            touched = np.flatnonzero((last >= low) & (first < high))
+            if not len(touched):
+                return None
+            region.append((start + int(touched[0]), start + int(touched[-1]) + 1))
+        return tuple(region)
 
 
-def _target_to_source(source: Grid, target: Grid) -> Any:
-    return np.linalg.inv(source.affine) @ target.affine
-
-
-def _sample(volume: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Linear interpolation of (channels, *source.shape) at the voxel centres of `target`."""
-    matrix = _target_to_source(source, target)
-    rearranged = _rearrange(volume, matrix, target)
-    if rearranged is not None:
-        return rearranged
-    if _axis_aligned(source, target):
-        return _separable(volume, matrix, target)
-    return _general(volume, matrix, target)
-
-
-def _rearrange(volume: Tensor, matrix: Any, target: Grid) -> Tensor | None:
-    """Flips and permutations only: the same voxels in another order, or None when it is more than that."""
-    rounded = np.round(matrix)
-    if np.abs(matrix - rounded).max() > 1e-3 or not np.all(np.abs(rounded[:3, :3]).sum(axis=0) == 1):
+def _winners(parts: _Parts, box: Box) -> tuple[Box, Tensor] | None:
+    """The most probable class of every voxel of the box that this returns; background outside it."""
+    if parts.classes == 1:
+        region = parts.region(0, 0.5, box)
+        return None if region is None else (region, (parts.sample(0, region) > 0.5).to(torch.uint8))
+    least = 0.999 / parts.classes
+    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, least, box)) is not None}
+    if not regions:
         return None
-    axes = [int(np.argmax(np.abs(rounded[:3, column]))) for column in range(3)]
-    flips = [column for column in range(3) if rounded[axes[column], column] < 0]
-    starts = [rounded[axes[c], 3] for c in range(3)]
-    moved = volume.permute(0, *(a + 1 for a in axes))
-    whole = all(s == (moved.shape[c + 1] - 1 if c in flips else 0) for c, s in enumerate(starts))
-    if not whole or tuple(moved.shape[1:]) != target.shape:
-        return None
-    return moved.flip([c + 1 for c in flips]) if flips else moved
+    union = tuple((min(r[a][0] for r in regions.values()), max(r[a][1] for r in regions.values())) for a in range(3))
+    best = parts.sample(0, union).clone()
+    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
+    for number, region in regions.items():
+        inside = tuple(slice(a - first, b - first) for (a, b), (first, _) in zip(region, union, strict=True))
+        candidate, held = parts.sample(number, region), best[inside]
+        winner[inside].masked_fill_(candidate > held, number)
+        torch.maximum(held, candidate, out=held)
+    return union, winner
 
 
-def _separable(volume: Tensor, matrix: Any, target: Grid) -> Tensor:
-    """Axis-aligned grids: one linear interpolation per axis, exact and without a coordinate field."""
-    axes = [int(np.argmax(np.abs(matrix[:3, column]))) for column in range(3)]
-    result = volume.permute(0, *(a + 1 for a in axes))
-    for column, axis in enumerate(axes):
-        positions = matrix[axis, column] * np.arange(target.shape[column]) + matrix[axis, 3]
-        result = _interpolate(result, positions, column + 1)
-    return result
+def _bounds(mask: Tensor) -> Box | None:
+    """The box around the true voxels of (x, y, z)."""
+    bounds: list[tuple[int, int]] = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        places = torch.nonzero(mask.any(others[1]).any(others[0]))
+        if not len(places):
+            return None
+        bounds.append((int(places[0]), int(places[-1]) + 1))
+    return tuple(bounds)
 
 
-def _interpolate(volume: Tensor, positions: Any, dim: int) -> Tensor:
-    last = volume.shape[dim] - 1
-    clipped = np.clip(positions, 0, last)
-    low = np.minimum(np.floor(clipped).astype(np.int64), max(last - 1, 0))
-    weight = torch.from_numpy((clipped - low).astype(np.float32)).to(volume.device)
-    shape = [1] * volume.ndim
-    shape[dim] = -1
-    below = volume.index_select(dim, torch.from_numpy(low).to(volume.device))
-    above = volume.index_select(dim, torch.from_numpy(np.minimum(low + 1, last)).to(volume.device))
-    return torch.lerp(below, above, weight.reshape(shape))
-
-
-def _general(volume: Tensor, matrix: Any, target: Grid) -> Tensor:
-    """Oblique grids: trilinear sampling, a slab of the target at a time."""
-    size = np.array(volume.shape[1:])
-    result = torch.empty((volume.shape[0], *target.shape), dtype=volume.dtype)
-    plane = np.stack(np.meshgrid(np.arange(target.shape[0]), np.arange(target.shape[1]), indexing="ij"), axis=-1)
-    for z in range(target.shape[2]):
-        points = plane @ matrix[:3, :2].T + matrix[:3, 2] * z + matrix[:3, 3]
-        scaled = np.where(size > 1, 2 * points / np.maximum(size - 1, 1) - 1, 0.0)[..., ::-1]
-        field = torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))[None, :, :, None]
-        sampled = torch.nn.functional.grid_sample(
-            volume[None].cpu(), field, mode="bilinear", padding_mode="border", align_corners=True
-        )
-        result[..., z] = sampled[0, ..., 0]
-    return result
-
-
-class RestoreLabeld(MapTransform):
-    """Replace `pred` (classes, x, y, z) by its label map (1, X, Y, Z) on the grid that `image` was read on."""
-
-    def __init__(self, labels: Mapping[str, int], keys: Sequence[str] = ("pred",), image_key: str = "image") -> None:
-        super().__init__(keys)
-        self.values, self.image_key = list(labels.values()), image_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        image = item[self.image_key]
-        source, target = current_grid(image), native_grid(image)
-        for key in self.keys:
-            prediction = item[key]
-            plain = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
-            labels = restore_labels(plain.cpu(), source, target, self.values)
-            item[key] = MetaTensor(torch.from_numpy(labels.astype(np.int32))[None], affine=target.affine.copy())
-        return item
+def _label_type(values: Sequence[int]) -> Any:
+    low, high = min(values), max(values)
+    return next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)

@@ -1,31 +1,35 @@
 """Segment case after case: the only part of inference that knows files.
 
+While a case is computed the next one is read and the one before is written, each by a thread of its own.
 Leaves a label map per case and ``status.json`` in the output folder. Run again, it does only what is missing.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-from medunet.data.atomic import write_json, write_with
+from medunet.data.atomic import remove_stale
 from medunet.data.dicom.source import Source
+from medunet.data.transforms import without_voxels
 from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
-from medunet.inference.restoring import current_grid, native_grid, restore_probabilities
-from medunet.inference.saving import output_name, require_writable
-from medunet.inference.windows import is_out_of_memory
+from medunet.inference.saving import output_name, probability_file, require_writable
+from medunet.inference.status import CaseResult, Status
+from medunet.inference.windows import WindowInferer, is_out_of_memory
 
-STATUS = "status.json"
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Segmenter:
     plan: Mapping[str, Any]
     network: torch.nn.Module
     preprocessing: Callable[[Any], Any]
-    inferer: Callable[..., torch.Tensor]
+    inferer: WindowInferer
     postprocessing: Callable[[Any], Any]
     device: torch.device
     digest: str
@@ -43,17 +47,12 @@ class Segmenter:
 
 
 @dataclass
-class CaseResult:
-    """What became of one case."""
+class Work:
+    """A case on its way: what is known of it, and its image and label map while they are needed."""
 
-    name: str
-    state: str
-    message: str = ""
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    output: str = ""
-    images: list[str] = field(default_factory=list)
-    geometry: dict[str, Any] | None = None
+    case: InputCase
+    result: CaseResult
+    item: dict[Any, Any] = field(default_factory=dict)
 
 
 def segment_cases(
@@ -67,68 +66,127 @@ def segment_cases(
 ) -> list[CaseResult]:
     """Segment every case that is not done yet; a case that fails leaves the others unharmed.
 
+    `report` is called when a case is written, from another thread.
+
     Raises:
         ResourceError: the disk is full (every further case would fail too).
     """
-    before = read_status(output_dir, segmenter.digest)
-    results: list[CaseResult] = []
-    for case in cases:
-        output = output_name(case.output, segmenter.output_format)
-        old = before.get(output)
-        if old and (output_dir / output).is_file() and not _lacks_probabilities(output_dir, case, keep_probabilities):
-            results.append(CaseResult(case.name, "already done", output=output, warnings=old.get("warnings", [])))
-        else:
-            results.append(_attempt(segmenter, case, output_dir, force, keep_probabilities))
-        write_status(output_dir, segmenter.digest, results, before)
-        report(results[-1])
-    return results
+    remove_stale(output_dir)
+    run = _Run(segmenter, output_dir, force, keep_probabilities, report)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        try:
+            opened = one_ahead(reader, run.open, cases)
+            return list(one_ahead(writer, run.save, map(run.segment, opened)))
+        finally:
+            writer.submit(run.status.write).result()
 
 
-def read_status(output_dir: Path, digest: str) -> dict[str, Any]:
-    """Cases that were finished before with the same model, by output name; a broken status file counts as none."""
-    try:
-        content = json.loads((output_dir / STATUS).read_text(encoding="utf-8"))
-        if content["model"] != digest:
-            return {}
-        return {case["output"]: case for case in content["cases"] if case["state"] == "done"}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def one_ahead(executor: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """``function(item)`` of each item in order, computed by `executor` while the next item is made or asked for."""
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def write_status(output_dir: Path, digest: str, results: Sequence[CaseResult], before: Mapping[str, Any]) -> None:
-    """Write what is known of every case so far, those of earlier calls included."""
-    known = dict(before)
-    for result in results:
-        if result.state != "already done":
-            known[result.output] = vars(result)
-    write_json(output_dir / STATUS, {"model": digest, "cases": list(known.values())})
+class _Run:
+    """The three stages of a case; what goes wrong in one is told in the case's result and ends it."""
 
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        output_dir: Path,
+        force: bool,
+        keep_probabilities: bool,
+        report: Callable[[CaseResult], None],
+    ) -> None:
+        self.segmenter, self.output_dir, self.force, self.report = segmenter, output_dir, force, report
+        self.keep_probabilities = keep_probabilities
+        self.status = Status(output_dir, segmenter.digest)
 
-def _lacks_probabilities(output_dir: Path, case: InputCase, wanted: bool) -> bool:
-    return wanted and not _probability_path(output_dir, case).is_file()
+    def open(self, case: InputCase) -> Work:
+        """Read a case and compare it with what the model was made for."""
+        output = output_name(case.output, self.segmenter.output_format)
+        old = self.status.before.get(output)
+        done = old is not None and (self.output_dir / output).is_file()
+        if done and (not self.keep_probabilities or self._probability_path(case).is_file()):
+            warnings = (old or {}).get("warnings", [])
+            return Work(case, CaseResult(case.name, "already done", output=output, warnings=warnings))
+        images = [str(Source.parse(image).absolute()) for image in case.images]
+        work = Work(case, CaseResult(case.name, "done", output=output, images=images))
+        self._attempt(work, "read", self._open)
+        return work
 
+    def segment(self, work: Work) -> Work:
+        """Compute the label map."""
+        if work.item:
+            self._attempt(work, "segment", self._segment)
+        return work
 
-def _probability_path(output_dir: Path, case: InputCase) -> Path:
-    return output_dir / f"{case.name}_probabilities.npz"
+    def save(self, work: Work) -> CaseResult:
+        """Write the label map and tell of the case."""
+        if work.item:
+            self._attempt(work, "write", self._save)
+        self.status.add(work.result)
+        self.report(work.result)
+        return work.result
 
+    def _attempt(self, work: Work, stage: str, act: Callable[[Work], None]) -> None:
+        start = time.perf_counter()
+        try:
+            act(work)
+        except Exception as error:
+            work.item = {}
+            cause = root_cause(error)
+            if isinstance(cause, ResourceError) and "disk is full" in str(cause):
+                raise cause from error
+            work.result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
+            work.result.message = _sentence(work.case, cause)
+        work.result.seconds[stage] = round(time.perf_counter() - start, 3)
 
-def _attempt(
-    segmenter: Segmenter, case: InputCase, output_dir: Path, force: bool, keep_probabilities: bool
-) -> CaseResult:
-    images = [str(Source.parse(image).absolute()) for image in case.images]
-    output = output_name(case.output, segmenter.output_format)
-    result = CaseResult(case.name, "done", output=output, images=images)
-    start = time.perf_counter()
-    try:
-        _segment(segmenter, case, output_dir, force, keep_probabilities, result)
-    except Exception as error:
-        cause = root_cause(error)
-        if isinstance(cause, ResourceError) and "disk is full" in str(cause):
-            raise cause from error
-        result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
-        result.message = _sentence(case, cause)
-    result.seconds = round(time.perf_counter() - start, 3)
-    return result
+    def _open(self, work: Work) -> None:
+        case, plan = work.case, self.segmenter.plan
+        if self.segmenter.output_format != "nifti":
+            require_writable(case.images[0], self.segmenter.output_format)
+        header = read_header(case.images[0])
+        work.result.geometry = None if header.verdict is None else dict(header.verdict)
+        for image, channel in zip(case.images, plan["channels"], strict=False):
+            verdict = header.verdict if image == case.images[0] else read_header(image).verdict
+            self._heed(work, compare_modality(verdict, channel))
+        self._heed(work, compare_grid(header.grid, plan))
+        images = case.images[0] if len(case.images) == 1 else list(case.images)
+        item = self.segmenter.preprocessing({"image": images, "output": case.output})
+        seen = self.segmenter.inferer.frame.see(item["image"])
+        ranges = [(float(channel.min()), float(channel.max())) for channel in item["image"].as_tensor().numpy()]
+        self._heed(work, compare_intensity(ranges, plan))
+        work.item = {**item, "seen": seen}
+
+    def _segment(self, work: Work) -> None:
+        inferer, seen = self.segmenter.inferer, work.item.pop("seen")
+        classes = int(self.segmenter.plan["network"]["out_channels"])
+        keep = probability_file(self._probability_path(work.case), (classes, *seen.native.shape))
+        with keep if self.keep_probabilities else nullcontext() as sink:
+            labels = inferer.segment(seen, self.segmenter.network, sink)
+        work.item["pred"] = inferer.label_tensor(labels, seen.native)[0]
+        work.item["image"] = without_voxels(work.item["image"])
+
+    def _save(self, work: Work) -> None:
+        work.result.warnings += self.segmenter.postprocessing(work.item).get("warnings", [])
+        work.item = {}
+
+    def _probability_path(self, case: InputCase) -> Path:
+        return self.output_dir / f"{case.name}_probabilities.npy"
+
+    def _heed(self, work: Work, concerns: Sequence[Concern]) -> None:
+        """Note warnings; raise a MismatchError at a fatal concern unless forced."""
+        for concern in concerns:
+            message = f"{work.case.images[0]}: {concern.message}"
+            if concern.fatal and not self.force:
+                raise MismatchError(f"{message} (--force predicts all the same)")
+            work.result.warnings.append(message)
 
 
 def _sentence(case: InputCase, cause: BaseException) -> str:
@@ -137,45 +195,3 @@ def _sentence(case: InputCase, cause: BaseException) -> str:
     if is_out_of_memory(cause):
         return f"{case.images[0]}: does not fit the memory; close other programs or use a machine with more"
     return f"{case.images[0]}: {type(cause).__name__}: {cause}"
-
-
-@torch.inference_mode()
-def _segment(
-    segmenter: Segmenter,
-    case: InputCase,
-    output_dir: Path,
-    force: bool,
-    keep_probabilities: bool,
-    result: CaseResult,
-) -> None:
-    if segmenter.output_format != "nifti":
-        require_writable(case.images[0], segmenter.output_format)
-    header = read_header(case.images[0])
-    result.geometry = None if header.verdict is None else dict(header.verdict)
-    for image, channel in zip(case.images, segmenter.plan["channels"], strict=False):
-        verdict = header.verdict if image == case.images[0] else read_header(image).verdict
-        _heed(case, compare_modality(verdict, channel), force, result)
-    _heed(case, compare_grid(header.grid, segmenter.plan), force, result)
-    images = case.images[0] if len(case.images) == 1 else list(case.images)
-    item = segmenter.preprocessing({"image": images, "output": case.output})
-    _heed(case, compare_intensity(item["image"].meta["value_ranges"], segmenter.plan), force, result)
-    image = item["image"]
-    batch = image.as_tensor()[None].to(segmenter.device)
-    item["pred"] = segmenter.inferer(batch, segmenter.network)[0].cpu()
-    if keep_probabilities:
-        restored = restore_probabilities(item["pred"], current_grid(image), native_grid(image)).half().numpy()
-        write_with(_probability_path(output_dir, case), lambda path: _save_array(path, restored))
-    result.warnings += segmenter.postprocessing(item).get("warnings", [])
-
-
-def _save_array(path: Path, array: Any) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, probabilities=array)
-
-
-def _heed(case: InputCase, concerns: Sequence[Concern], force: bool, result: CaseResult) -> None:
-    """Note warnings; raise a MismatchError at a fatal concern unless forced."""
-    for concern in concerns:
-        if concern.fatal and not force:
-            raise MismatchError(f"{case.images[0]}: {concern.message} (--force predicts all the same)")
-        result.warnings.append(f"{case.images[0]}: {concern.message}")

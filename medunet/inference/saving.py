@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.transforms import MapTransform
+from torch import Tensor
 
-from medunet.data.atomic import write_json
+from medunet.data.atomic import atomic_path, write_json
 from medunet.data.dicom.source import is_dicom
 from medunet.data.grid import Grid
 from medunet.data.reader import geometry_of
+from medunet.data.resampling import Box
+from medunet.data.transforms import grid_of
 from medunet.data.volume import stem_of, write_label
 from medunet.errors import InputError
-from medunet.inference.restoring import native_grid
+from medunet.inference.restoring import Sink
 from medunet.inference.weights import model_digest
-from medunet.types import IntArray
+from medunet.types import IntArray, Shape
 
 SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}
 """What is added to a case's name, by output format."""
@@ -62,7 +67,7 @@ class SaveLabeld(MapTransform):
         image = item["image"]
         first = source_of(image).split(";")[0]
         name = str(item.get("output") or stem_of(first)).removesuffix(".nii.gz")
-        grid, labels = native_grid(image), item["pred"][0].numpy()
+        grid, labels = grid_of(image), item["pred"][0].numpy()
         target = self.output_dir / output_name(name, self.output_format)
         if self.output_format == "nifti":
             write_label(target, labels, grid, like=first)
@@ -118,3 +123,20 @@ def output_name(name: str, output_format: str) -> str:
 def source_of(image: Any) -> str:
     """The file that a loaded tensor came from; several channels are joined by ``;``."""
     return str(image.meta["filename_or_obj"])
+
+
+@contextmanager
+def probability_file(path: Path, shape: Shape) -> Iterator[Sink]:
+    """A ``.npy`` file of float16 (classes, x, y, z) that is filled box by box; ``np.load(..., mmap_mode="r")`` reads it.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        content = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+
+        def write(number: int, box: Box, values: Tensor) -> None:
+            content[(number, *(slice(*bounds) for bounds in box))] = values.cpu().numpy()
+
+        yield write
+        content.flush()

@@ -9,7 +9,7 @@ from medunet.training.losses import DiceCE
 from medunet.training.patches import ClassLocations, CutPatch, RandMirrord
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
-from medunet.training.validate import CaseScores, ScoresWriter, Validation, Validator
+from medunet.training.validate import CaseScores, ScoresWriter, Validation
 
 __all__ = [
     "Attached",
@@ -29,7 +29,6 @@ __all__ = [
     "ScoresWriter",
     "Stopping",
     "Validation",
-    "Validator",
     "distribute",
     "leave",
     "local_device",

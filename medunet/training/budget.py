@@ -143,9 +143,7 @@ def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]
 def _cases(validator: Any) -> list[Callable[[], object]]:
     def run(batch: Any) -> None:
         with torch.no_grad():
-            image = batch["image"].to(validator.state.device)
-            batch["image"], batch["pred"] = batch["image"][0], validator.inferer(image, validator.network)[0]
-            validator.restore(batch)
+            validator.inferer(batch["image"], validator.network)
         _synchronize(validator.state.device)
 
     validator.network.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from monai.engines import SupervisedEvaluator
 from medunet.data.atomic import write_json
 from medunet.data.grid import Grid
 from medunet.data.reader import geometry_of
+from medunet.data.transforms import grid_of
 from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
-from medunet.inference.restoring import native_grid
 from medunet.inference.saving import source_of
 from medunet.training.budget import Budget
 from medunet.training.checkpoints import Checkpoints, is_main_process
@@ -49,7 +49,7 @@ class CaseScores:
             files: dict[str, Any] = {"image": source_of(output["image"]), "reference": source_of(output["label"])}
             geometry = geometry_of(output["image"])
             files |= {} if geometry is None else {"geometry": geometry}
-            self.cases.append(self._measure(batch, native_grid(output["image"]), prediction, reference, files))
+            self.cases.append(self._measure(batch, grid_of(output["image"]), prediction, reference, files))
         engine.state.batch = engine.state.output = None
 
     def _measure(
@@ -83,14 +83,6 @@ class CaseScores:
         return result
 
 
-class Validator(SupervisedEvaluator):
-    """MONAI's SupervisedEvaluator that also knows its postprocessing, so that a run can time a case beforehand."""
-
-    def __init__(self, postprocessing: Callable[[Any], Any], **options: Any) -> None:
-        super().__init__(postprocessing=postprocessing, **options)
-        self.restore = postprocessing
-
-
 class Validation:
     """Validate while training, keep the best weights, and score the final weights at the end.
 
@@ -102,7 +94,7 @@ class Validation:
 
     def __init__(
         self,
-        validator: Validator,
+        validator: SupervisedEvaluator,
         metric: CaseScores,
         budget: Budget,
         checkpoints: Checkpoints,
