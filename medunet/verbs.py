@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from medunet.data.dicom.scan import Scan
     from medunet.data.examine import Measurement
     from medunet.data.index import Index
-    from medunet.inference.runner import CaseResult, Segmenter
+    from medunet.inference.runner import Segmenter
+    from medunet.inference.status import CaseResult
     from medunet.planning import Budget, Fingerprint, Plan
 
 Progress = Callable[[int, int], None]

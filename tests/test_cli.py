@@ -312,7 +312,7 @@ def test_predict_refuses_what_the_model_was_not_made_for(
     )  # fmt: skip
     assert code == 0
     assert "warning" in err
-    stored = np.load(tmp_path / "out2" / "rescaled_probabilities.npz")["probabilities"]
+    stored = np.load(tmp_path / "out2" / "rescaled_probabilities.npy")
     assert stored.shape == (5, *source.grid.shape)
     assert np.allclose(stored.astype(np.float32).sum(axis=0), 1, atol=5e-3)
 

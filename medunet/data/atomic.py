@@ -83,6 +83,13 @@ def disk_errors(target: StrPath) -> Iterator[None]:
         raise
 
 
+def reserve(path: Path) -> None:
+    """Take the disk space that a file's size claims: a memory-mapped write to a full disk would kill the program."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def remove_stale(folder: Path, seconds: float = 3600.0) -> None:
     """Remove temporary files below `folder` that a killed run left behind; younger ones may still be written."""
     for path in folder.rglob(f"{_PART}*"):

@@ -52,4 +52,5 @@ def _fold(places: IntArray, size: int, mode: str) -> IntArray:
         return np.clip(places, 0, size - 1)
     period = 2 * (size - 1)
     turned = np.abs(places) % period
-    return np.minimum(turned, period - turned)
+    inside: IntArray = np.minimum(turned, period - turned)
+    return inside

@@ -132,8 +132,8 @@ def _axis_tiles(size: int, window: int, halo: tuple[int, int], divisor: int) -> 
         stop = size if start + window == size else start + window - halo[1]
         if stop <= first:
             raise NetworkError(
-                f"a window of {window} voxels is too small for exact tiles: a result depends on {halo[0]} voxels before "
-                f"and {halo[1]} after it; take windows of at least {sum(halo) + 2 * divisor}"
+                f"a window of {window} voxels is too small for exact tiles: a result depends on {halo[0]} voxels "
+                f"before and {halo[1]} after it; take windows of at least {sum(halo) + 2 * divisor}"
             )
         spans.append(Span(start, first, stop))
     return tuple(spans)
@@ -151,5 +151,5 @@ def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
 
 
 def importance(window: Sequence[int], mode: str) -> Tensor:
-    """How much each voxel of a window counts (``gaussian``: sigma an eighth of the window, as MONAI; or ``constant``)."""
+    """How much each voxel of a window counts: ``gaussian`` (sigma an eighth of the window, as MONAI) or ``constant``."""
     return torch.as_tensor(compute_importance_map(tuple(window), mode=mode, sigma_scale=0.125))

@@ -145,7 +145,8 @@ class _Run:
                 raise cause from error
             work.result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
             work.result.message = _sentence(work.case, cause)
-        work.result.seconds[stage] = round(time.perf_counter() - start, 3)
+        work.result.stages[stage] = round(time.perf_counter() - start, 3)
+        work.result.seconds = round(sum(work.result.stages.values()), 3)
 
     def _open(self, work: Work) -> None:
         case, plan = work.case, self.segmenter.plan

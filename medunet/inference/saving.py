@@ -12,7 +12,7 @@ import numpy as np
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from medunet.data.atomic import atomic_path, write_json
+from medunet.data.atomic import atomic_path, reserve, write_json
 from medunet.data.dicom.source import is_dicom
 from medunet.data.grid import Grid
 from medunet.data.reader import geometry_of
@@ -127,16 +127,18 @@ def source_of(image: Any) -> str:
 
 @contextmanager
 def probability_file(path: Path, shape: Shape) -> Iterator[Sink]:
-    """A ``.npy`` file of float16 (classes, x, y, z) that is filled box by box; ``np.load(..., mmap_mode="r")`` reads it.
+    """A ``.npy`` file of float16 (classes, x, y, z), filled box by box; read it with ``np.load(path, mmap_mode="r")``.
 
     Raises:
         ResourceError: the disk is full.
     """
     with atomic_path(path) as temporary:
         content = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        reserve(temporary)
 
         def write(number: int, box: Box, values: Tensor) -> None:
-            content[(number, *(slice(*bounds) for bounds in box))] = values.cpu().numpy()
+            (x0, x1), (y0, y1), (z0, z1) = box
+            content[number, x0:x1, y0:y1, z0:z1] = values.cpu().numpy()
 
         yield write
         content.flush()

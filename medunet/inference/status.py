@@ -18,13 +18,14 @@ _SHARE = 20  # writing may take one part in so many of the time
 
 @dataclass
 class CaseResult:
-    """What became of one case; `seconds` per stage (read, segment, write)."""
+    """What became of one case; `stages` are the seconds to read, segment and write it."""
 
     name: str
     state: str
     message: str = ""
     warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
     output: str = ""
     images: list[str] = field(default_factory=list)
     geometry: dict[str, Any] | None = None

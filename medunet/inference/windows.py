@@ -124,7 +124,8 @@ class _Case:
     def _slab(self, start: int, stop: int) -> Tensor:
         """Planes of the network's input; those of the row before are not read again."""
         box = [(0, n) for n in self.windows.size]
-        first, parts = start, []
+        first = start
+        parts: list[Tensor] = []
         if self._planes is not None:
             before, planes = self._planes
             first = before + planes.shape[1 + self.windows.axis]
@@ -176,9 +177,9 @@ class _Case:
 
     def _forward(self, batch: Tensor) -> Tensor:
         """Logits of (n, channels, *window), in smaller batches when memory runs out."""
-        inferer, done = self.inferer, []
-        while sum(len(d) for d in done) < len(batch):
-            first = sum(len(d) for d in done)
+        inferer = self.inferer
+        done: list[Tensor] = []
+        while (first := sum(map(len, done))) < len(batch):
             part = batch[first : first + inferer.batch_size].to(self.device)
             try:
                 done.append(self._run_network(part))
@@ -195,7 +196,7 @@ class _Case:
 
     def _run_network(self, windows: Tensor) -> Tensor:
         with torch.autocast("cuda", enabled=self.inferer.amp and self.device.type == "cuda"):
-            logits = self.network(windows[..., 0])[..., None] if self.inferer.flat else self.network(windows)
+            logits: Tensor = self.network(windows[..., 0])[..., None] if self.inferer.flat else self.network(windows)
         return logits.float()
 
     def _finish(self, stop: int) -> None:
