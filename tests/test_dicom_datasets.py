@@ -297,6 +297,25 @@ def test_stacks_that_share_a_folder_have_names_of_their_own(tmp_path: Path) -> N
     assert depths == {"series_1.nii.gz": 4, "series_2.nii.gz": 8}
 
 
+def test_a_series_spread_over_folders_is_one_case(tmp_path: Path) -> None:
+    image, _ = phantom(0)
+    for file in make_series(tmp_path / "disc" / "a", image)[5:]:
+        (tmp_path / "disc" / "b").mkdir(exist_ok=True)
+        file.rename(tmp_path / "disc" / "b" / file.name)
+    make_series(tmp_path / "disc" / "a" / "other", image[:3])
+    cases = {case.images[0] for case in find_cases([tmp_path / "disc"], ["CT"])}
+    assert sorted(len(read_volume(source).array[0, 0, 0]) for source in cases) == [3, len(image)]
+
+
+def test_an_index_names_all_folders_of_a_spread_series(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "patient 0", 0)
+    (tmp_path / "p0" / "image" / "A").mkdir()
+    for file in sorted((tmp_path / "p0" / "image").glob("*.dcm"))[:5]:
+        file.rename(tmp_path / "p0" / "image" / "A" / file.name)
+    (case,) = read_index(tmp_path).training
+    assert read_volume(tmp_path / case.images[0]).grid.shape[2] == 12
+
+
 def test_sarcoma_is_indexed_from_dicom_and_rtstruct(real_data: RealData) -> None:
     index = read_index(real_data("sarcoma_dicom"))
     assert len(index.training) == 12

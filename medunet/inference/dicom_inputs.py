@@ -59,7 +59,7 @@ def _require_volumes(path: Path, found: Scan) -> None:
 def _source(series: Series, where: Source, found: Scan, allow_gaps: bool) -> str:
     """The source that means this stack alone, from the folder that holds it where that is enough."""
     inside = Source(where.path) if where.path.is_file() else Source(Path(series.folder))
-    neighbours = [s for s in found.series if where.path.is_file() or Path(s.folder).is_relative_to(inside.path)]
+    neighbours = [s for s in found.series if where.path.is_file() or s.has_files_below(inside.path)]
     if len(neighbours) > 1:
         inside = inside.with_options(series=series.uid)
     if sum(s.uid == series.uid for s in neighbours) > 1:

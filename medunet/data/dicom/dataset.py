@@ -122,7 +122,7 @@ def _free(name: str, taken: set[str]) -> str:
 def _image_source(series: Series, found: Scan, root: Path) -> str:
     """The shortest source that means this stack alone."""
     folder = Path(series.folder)
-    inside = [s for s in found.series if Path(s.folder).is_relative_to(folder)]
+    inside = [s for s in found.series if s.has_files_below(folder)]
     source = Source(Path(_relative(folder, root)))
     if len(inside) > 1:
         source = source.with_options(series=series.uid)

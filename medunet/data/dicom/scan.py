@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,19 @@ class Series:
         label = self.description or f"series {self.number or self.uid}"
         return f"{self.modality} {label}{f' ({self.part})' if self.part else ''}"
 
-    @property
+    @cached_property
+    def folders(self) -> frozenset[Path]:
+        """Every folder that holds a file of it; exports from media and archives spread one series over several."""
+        return frozenset(frame.file.location.path.parent for frame in self.frames)
+
+    @cached_property
     def folder(self) -> str:
-        """Where its files are."""
-        return str(self.frames[0].file.location.path.parent)
+        """The deepest folder that holds all of its files."""
+        return str(Path(os.path.commonpath(self.folders)))
+
+    def has_files_below(self, folder: Path) -> bool:
+        """Whether scanning `folder` finds images of it."""
+        return any(own.is_relative_to(folder) for own in self.folders)
 
     def ordered(self) -> list[Frame]:
         """The planes that are used, ascending along the normal."""
