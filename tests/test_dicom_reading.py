@@ -335,6 +335,23 @@ def test_a_hash_in_a_real_name_is_a_name(tmp_path: Path) -> None:
     assert Source.parse(tmp_path / "a#b=c").path.name == "a#b=c"
 
 
+def test_a_hash_in_a_folder_does_not_lead_to_another_patient(tmp_path: Path) -> None:
+    make_series(tmp_path / "P", np.zeros((4, 6, 5)))
+    for value in (1, 2):
+        make_series(tmp_path / "P#1" / "CT" / str(value), np.full((4, 6, 5), value), SeriesInstanceUID=f"1.2.{value}")
+    for value in (1, 2):
+        source = Source(tmp_path / "P#1" / "CT", {"series": f"1.2.{value}"})
+        assert Source.parse(str(source)) == source
+        assert (read_series(str(source)).array == value).all()
+    by_hand = Source.parse(f"{tmp_path / 'P'}#series=1&part=echo #2")
+    assert (by_hand.path, by_hand.options["part"]) == (tmp_path / "P", "echo #2")
+
+
+def test_a_source_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
+    source = Source(tmp_path / "file.dcm", {f"Organ number {number}": str(number) for number in range(1, 40)})
+    assert Source.parse(str(source)) == source
+
+
 PET = {
     "Units": "BQML", "DecayCorrection": "START", "CorrectedImage": ["ATTN", "DECY", "SCAT"], "PatientWeight": 70.0,
     "SeriesDate": "20240102", "SeriesTime": "120000", "AcquisitionDate": "20240102", "AcquisitionTime": "120000",
