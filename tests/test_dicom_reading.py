@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +226,28 @@ def test_wherever_the_files_are(tmp_path: Path, place: Callable[[Path], Path]) -
     source = place(tmp_path / "series")
     assert is_dicom(source)
     assert np.array_equal(voxels(source), stored)
+
+
+@pytest.mark.parametrize("place", [lambda folder: folder, as_zip])
+def test_another_patient_under_the_same_names_is_read_anew(tmp_path: Path, place: Callable[[Path], Path]) -> None:
+    """As a folder of incoming series that is emptied and filled, by copies that keep the times of the files."""
+    found = []
+    for patient in ("A1", "B2"):
+        make_series(tmp_path / "in", np.zeros((4, 6, 5)), PatientID=patient)
+        source = place(tmp_path / "in")
+        for file in (source, *(tmp_path / "in").rglob("*")):
+            os.utime(file, (1e9, 1e9))
+        found.append(scan(source).series[0].patient)
+        shutil.rmtree(tmp_path / "in")
+    assert found == ["A1", "B2"]
+
+
+def test_a_file_that_joins_the_series_of_a_dicomdir_is_seen(tmp_path: Path) -> None:
+    make_series(tmp_path / "in", array())
+    directory = as_dicomdir(tmp_path / "in")
+    assert len(scan(directory).series) == 1
+    make_series(directory.parent / "more", array())
+    assert len(scan(directory).series) == 2
 
 
 def test_what_a_dicomdir_lists_and_is_not_there_is_told(tmp_path: Path) -> None:
