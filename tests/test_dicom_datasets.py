@@ -162,6 +162,24 @@ def test_several_series_are_channels(tmp_path: Path) -> None:
         find_cases([tmp_path], ("T1", "FLAIR"))
 
 
+def test_channels_in_one_folder_are_never_mixed_up(tmp_path: Path) -> None:
+    """Labels are drawn on T1 here and on T2 there, which changes the order of channels; some have no names at all."""
+    for number, (first, second) in enumerate([("T1", "T2"), ("T1", "T2"), ("T2", "T1"), ("T1", "T1")]):
+        frame = {"FrameOfReferenceUID": f"1.2.3.{number}", "StudyInstanceUID": "1.2.3.5"}
+        patient = f"p{number}"
+        write_case(tmp_path / patient, patient, number, modality="MR", SeriesDescription=first, **frame)
+        other = {"PatientID": patient, "SeriesDescription": second, **frame}
+        make_series(tmp_path / "x", phantom(number)[0], modality="MR", **other)  # type: ignore[arg-type]
+        for file in (tmp_path / "x").iterdir():
+            file.rename(tmp_path / patient / "image" / f"x{file.name}")
+    index = read_index(tmp_path)
+    assert index.channels == ("T1", "T2")
+    assert [find_series(tmp_path / case.images[0]).description for case in index.training] == ["T1", "T1"]
+    told = " ".join(finding.message for finding in index.findings)
+    assert "most patients have T1+T2; give a datalist to train on T2+T1" in told
+    assert "cannot tell the channels MR T1, MR T1 apart" in told
+
+
 def test_a_label_of_another_frame_of_reference_is_told(tmp_path: Path) -> None:
     for number in range(2):
         write_case(tmp_path / f"p{number}", f"p{number}", number)

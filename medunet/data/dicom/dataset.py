@@ -37,10 +37,10 @@ def find_labelled(root: Path) -> tuple[Kinds, list[Finding]]:
         name = _relative(label.path.parent, root)
         try:
             series = _series_of(label, contents(label.path), found)
+            channels = _channels(series, root)
         except InputError as error:
             findings.append(Finding.of(name, "label object", str(error)))
             continue
-        channels = [_channel(s, root) for s in series]
         case = Case(
             id=_free(_case_name(label, series[0], root), taken),
             images=tuple(_image_source(s, found, root) for s in series),
@@ -93,6 +93,21 @@ def _companions(series: Series, usable: Sequence[Series]) -> list[Series]:
         return []
     others = [s for s in usable if s is not series and Path(s.folder).is_relative_to(folder)]
     return sorted((s for s in others if s.patient == series.patient), key=lambda s: (s.modality, s.description))
+
+
+def _channels(series: Sequence[Series], root: Path) -> list[str]:
+    """What kind of image each channel is, by its description where its folder does not say: no two are alike."""
+    places = [_channel(one, root) for one in series]
+    names = [
+        place if places.count(place) == 1 else re.sub(r"[\W_]+", "_", one.description)
+        for place, one in zip(places, series, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{series[0].folder}: cannot tell the channels {', '.join(one.name for one in series)} apart; "
+            f"say which is which in a datalist (columns image, label)"
+        )
+    return names
 
 
 def _channel(series: Series, root: Path) -> str:
