@@ -129,6 +129,28 @@ def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
     ]  # fmt: skip
 
 
+def test_structures_with_numbers_are_classes_of_their_own(tmp_path: Path) -> None:
+    for number, names in enumerate([("L1", "L2"), ("l_1", "L 2"), ("L01", "L2")]):
+        write_case(tmp_path / f"p{number}", f"p{number}", number, names=names)
+    index = read_index(tmp_path)
+    assert index.labels == {"background": 0, "L1": 1, "L2": 2}
+    assert not index.findings
+    for case in index.training:
+        label = index.paths(case)[1]
+        assert label is not None
+        assert np.unique(read_label(label).array).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [("GTV", "GTV 2"), ("GTV", "gtv")])
+def test_a_second_structure_of_a_name_is_told(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_case(tmp_path / "p0", "p0", 0, names=names)
+    for number in (1, 2, 3, 4):
+        write_case(tmp_path / f"p{number}", f"p{number}", number, names=("GTV_1", "x"))
+    told = [finding.message for finding in read_index(tmp_path).findings if "not used" in finding.message]
+    assert len(told) == 1
+    assert names[1] in told[0]
+
+
 def test_a_missing_structure_is_told(tree: Path) -> None:
     path = tree / "spleen.json"
     path.write_text(
