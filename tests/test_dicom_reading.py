@@ -228,6 +228,23 @@ def test_wherever_the_files_are(tmp_path: Path, place: Callable[[Path], Path]) -
     assert np.array_equal(voxels(source), stored)
 
 
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"modality": "CT", "RescaleIntercept": None}, "has no RescaleIntercept, so that its values have no unit"),
+        ({"modality": "CT", "RescaleSlope": None}, "has no RescaleSlope"),
+        ({"modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "is a Siemens mosaic"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 4])
+def test_images_that_do_not_say_what_they_show_are_refused(
+    tmp_path: Path, images: int, header: dict[str, object], words: str
+) -> None:
+    make_series(tmp_path, array(images), **header)  # type: ignore[arg-type]
+    with pytest.raises(GeometryError, match=words):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize("place", [lambda folder: folder, as_zip])
 def test_another_patient_under_the_same_names_is_read_anew(tmp_path: Path, place: Callable[[Path], Path]) -> None:
     """As a folder of incoming series that is emptied and filled, by copies that keep the times of the files."""
