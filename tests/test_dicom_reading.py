@@ -422,6 +422,8 @@ DECAYED = 70_000 / (3.7e8 * 2 ** (-3600 / 6586.2))
         ({"SeriesTime": "003000", "AcquisitionTime": "003000"}, {"RadiopharmaceuticalStartTime": "233000"}, DECAYED,
          "decayed 60.0 min"),
         ({}, {"RadiopharmaceuticalStartDateTime": "20240102110000.00+0100"}, DECAYED, "decayed 60.0 min"),
+        ({"TimezoneOffsetFromUTC": "+0200"}, {"RadiopharmaceuticalStartDateTime": "20240102090000+0000"}, DECAYED,
+         "decayed 60.0 min"),
     ],
 )  # fmt: skip
 def test_pet_becomes_suv(
@@ -468,6 +470,7 @@ def test_ge_keeps_the_scan_start_when_a_series_was_processed_again(tmp_path: Pat
         ({}, {"RadionuclideHalfLife": None}, "RadionuclideHalfLife is missing"),
         ({}, {"RadiopharmaceuticalStartTime": None}, "the time of injection (RadiopharmaceuticalStartTime) is missing"),
         ({"AcquisitionTime": None}, {}, "AcquisitionTime is missing"),
+        ({}, {"RadiopharmaceuticalStartDateTime": "20240102090000+0000"}, "with the offset +0000 from UTC"),
         ({"RadiopharmaceuticalInformationSequence": Sequence()}, {}, "has 0 items, one is needed"),
     ],
 )
