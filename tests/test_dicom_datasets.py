@@ -20,8 +20,9 @@ from medunet.data.dicom.volumes import find_series
 from medunet.data.index import Index, read_index
 from medunet.data.phantom import make_phantom
 from medunet.data.volume import read_label, read_volume, write_label
-from medunet.errors import DatasetError, InputError
+from medunet.errors import DatasetError, GeometryError, InputError
 from medunet.inference.inputs import find_cases
+from medunet.inference.saving import require_writable
 from medunet.planning import Budget
 from tests.dicom_phantom import make_series
 from tests.test_dicom_geometry import edit
@@ -335,6 +336,27 @@ def test_stacks_that_share_a_folder_have_names_of_their_own(tmp_path: Path) -> N
             file.rename(tmp_path / "a" / f"{number}_{file.name}")
     depths = {case.output: read_volume(case.images[0]).grid.shape[2] for case in find_cases([tmp_path / "a"])}
     assert depths == {"series_1.nii.gz": 4, "series_2.nii.gz": 8}
+
+
+def test_an_input_of_one_part_is_that_part_alone(tmp_path: Path) -> None:
+    image, _ = phantom(0)
+    series = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "modality": "MR"}
+    for echo in (1, 2):
+        make_series(tmp_path / "x" / str(echo), image + echo, EchoNumbers=echo, **series)  # type: ignore[arg-type]
+    cases = find_cases([f"{tmp_path / 'x'}#part=echo 2"], ["MR"])
+    assert [np.array_equal(read_volume(case.images[0]).array[0].T, image + 2) for case in cases] == [True]
+
+
+def test_an_input_may_allow_its_gaps(tmp_path: Path) -> None:
+    make_series(tmp_path / "x", phantom(0)[0], positions=np.delete(np.arange(13), 5))
+    (case,) = find_cases([f"{tmp_path / 'x'}#allow_gaps=1"], ["CT"])
+    assert read_volume(case.images[0]).grid.shape[2] == 13
+
+
+def test_images_that_share_a_uid_cannot_be_referred_to(tmp_path: Path) -> None:
+    make_series(tmp_path / "x", phantom(0)[0], SOPInstanceUID="1.2.3")
+    with pytest.raises(GeometryError, match="has 12 images and 1 SOPInstanceUIDs"):
+        require_writable(str(tmp_path / "x"), "dicom-seg")
 
 
 def test_a_series_spread_over_folders_is_one_case(tmp_path: Path) -> None:

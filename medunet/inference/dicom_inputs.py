@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medunet.data.dicom.scan import Scan, Series, scan
 from medunet.data.dicom.source import Source
+from medunet.data.dicom.volumes import is_meant
 from medunet.data.volume import VOLUME_SUFFIXES
 from medunet.errors import InputError
 from medunet.types import StrPath
@@ -27,9 +28,9 @@ def find_stacks(argument: StrPath, channels: Sequence[str], *, allow_gaps: bool 
     where = Source.parse(argument)
     if not _has_others(where.path):
         return {}
+    allow_gaps = allow_gaps or "allow_gaps" in where.options
     found = scan(where.path, allow_gaps=allow_gaps)
-    wanted = where.options.get("series")
-    series = [s for s in found.series if wanted in (None, s.uid)]
+    series = [s for s in found.series if is_meant(s, where)]
     if not series:
         _require_volumes(where.path, found)
         return {}
