@@ -20,8 +20,9 @@ from medunet.data.dicom.volumes import find_series
 from medunet.data.index import Index, read_index
 from medunet.data.phantom import make_phantom
 from medunet.data.volume import read_label, read_volume, write_label
-from medunet.errors import DatasetError, InputError
+from medunet.errors import DatasetError, GeometryError, InputError
 from medunet.inference.inputs import find_cases
+from medunet.inference.saving import require_writable
 from medunet.planning import Budget
 from tests.dicom_phantom import make_series
 from tests.test_dicom_geometry import edit
@@ -129,6 +130,28 @@ def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
     ]  # fmt: skip
 
 
+def test_structures_with_numbers_are_classes_of_their_own(tmp_path: Path) -> None:
+    for number, names in enumerate([("L1", "L2"), ("l_1", "L 2"), ("L01", "L2")]):
+        write_case(tmp_path / f"p{number}", f"p{number}", number, names=names)
+    index = read_index(tmp_path)
+    assert index.labels == {"background": 0, "L1": 1, "L2": 2}
+    assert not index.findings
+    for case in index.training:
+        label = index.paths(case)[1]
+        assert label is not None
+        assert np.unique(read_label(label).array).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [("GTV", "GTV 2"), ("GTV", "gtv")])
+def test_a_second_structure_of_a_name_is_told(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_case(tmp_path / "p0", "p0", 0, names=names)
+    for number in (1, 2, 3, 4):
+        write_case(tmp_path / f"p{number}", f"p{number}", number, names=("GTV_1", "x"))
+    told = [finding.message for finding in read_index(tmp_path).findings if "not used" in finding.message]
+    assert len(told) == 1
+    assert names[1] in told[0]
+
+
 def test_a_missing_structure_is_told(tree: Path) -> None:
     path = tree / "spleen.json"
     path.write_text(
@@ -160,6 +183,24 @@ def test_several_series_are_channels(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="0 series are called FLAIR"):
         find_cases([tmp_path], ("T1", "FLAIR"))
+
+
+def test_channels_in_one_folder_are_never_mixed_up(tmp_path: Path) -> None:
+    """Labels are drawn on T1 here and on T2 there, which changes the order of channels; some have no names at all."""
+    for number, (first, second) in enumerate([("T1", "T2"), ("T1", "T2"), ("T2", "T1"), ("T1", "T1")]):
+        frame = {"FrameOfReferenceUID": f"1.2.3.{number}", "StudyInstanceUID": "1.2.3.5"}
+        patient = f"p{number}"
+        write_case(tmp_path / patient, patient, number, modality="MR", SeriesDescription=first, **frame)
+        other = {"PatientID": patient, "SeriesDescription": second, **frame}
+        make_series(tmp_path / "x", phantom(number)[0], modality="MR", **other)  # type: ignore[arg-type]
+        for file in (tmp_path / "x").iterdir():
+            file.rename(tmp_path / patient / "image" / f"x{file.name}")
+    index = read_index(tmp_path)
+    assert index.channels == ("T1", "T2")
+    assert [find_series(tmp_path / case.images[0]).description for case in index.training] == ["T1", "T1"]
+    told = " ".join(finding.message for finding in index.findings)
+    assert "most patients have T1+T2; give a datalist to train on T2+T1" in told
+    assert "cannot tell the channels MR T1, MR T1 apart" in told
 
 
 def test_a_label_of_another_frame_of_reference_is_told(tmp_path: Path) -> None:
@@ -295,6 +336,46 @@ def test_stacks_that_share_a_folder_have_names_of_their_own(tmp_path: Path) -> N
             file.rename(tmp_path / "a" / f"{number}_{file.name}")
     depths = {case.output: read_volume(case.images[0]).grid.shape[2] for case in find_cases([tmp_path / "a"])}
     assert depths == {"series_1.nii.gz": 4, "series_2.nii.gz": 8}
+
+
+def test_an_input_of_one_part_is_that_part_alone(tmp_path: Path) -> None:
+    image, _ = phantom(0)
+    series = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "modality": "MR"}
+    for echo in (1, 2):
+        make_series(tmp_path / "x" / str(echo), image + echo, EchoNumbers=echo, **series)  # type: ignore[arg-type]
+    cases = find_cases([f"{tmp_path / 'x'}#part=echo 2"], ["MR"])
+    assert [np.array_equal(read_volume(case.images[0]).array[0].T, image + 2) for case in cases] == [True]
+
+
+def test_an_input_may_allow_its_gaps(tmp_path: Path) -> None:
+    make_series(tmp_path / "x", phantom(0)[0], positions=np.delete(np.arange(13), 5))
+    (case,) = find_cases([f"{tmp_path / 'x'}#allow_gaps=1"], ["CT"])
+    assert read_volume(case.images[0]).grid.shape[2] == 13
+
+
+def test_images_that_share_a_uid_cannot_be_referred_to(tmp_path: Path) -> None:
+    make_series(tmp_path / "x", phantom(0)[0], SOPInstanceUID="1.2.3")
+    with pytest.raises(GeometryError, match="has 12 images and 1 SOPInstanceUIDs"):
+        require_writable(str(tmp_path / "x"), "dicom-seg")
+
+
+def test_a_series_spread_over_folders_is_one_case(tmp_path: Path) -> None:
+    image, _ = phantom(0)
+    for file in make_series(tmp_path / "disc" / "a", image)[5:]:
+        (tmp_path / "disc" / "b").mkdir(exist_ok=True)
+        file.rename(tmp_path / "disc" / "b" / file.name)
+    make_series(tmp_path / "disc" / "a" / "other", image[:3])
+    cases = {case.images[0] for case in find_cases([tmp_path / "disc"], ["CT"])}
+    assert sorted(len(read_volume(source).array[0, 0, 0]) for source in cases) == [3, len(image)]
+
+
+def test_an_index_names_all_folders_of_a_spread_series(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "patient 0", 0)
+    (tmp_path / "p0" / "image" / "A").mkdir()
+    for file in sorted((tmp_path / "p0" / "image").glob("*.dcm"))[:5]:
+        file.rename(tmp_path / "p0" / "image" / "A" / file.name)
+    (case,) = read_index(tmp_path).training
+    assert read_volume(tmp_path / case.images[0]).grid.shape[2] == 12
 
 
 def test_sarcoma_is_indexed_from_dicom_and_rtstruct(real_data: RealData) -> None:

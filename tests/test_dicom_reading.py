@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +228,45 @@ def test_wherever_the_files_are(tmp_path: Path, place: Callable[[Path], Path]) -
     assert np.array_equal(voxels(source), stored)
 
 
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"modality": "CT", "RescaleIntercept": None}, "has no RescaleIntercept, so that its values have no unit"),
+        ({"modality": "CT", "RescaleSlope": None}, "has no RescaleSlope"),
+        ({"modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "is a Siemens mosaic"),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 4])
+def test_images_that_do_not_say_what_they_show_are_refused(
+    tmp_path: Path, images: int, header: dict[str, object], words: str
+) -> None:
+    make_series(tmp_path, array(images), **header)  # type: ignore[arg-type]
+    with pytest.raises(GeometryError, match=words):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("place", [lambda folder: folder, as_zip])
+def test_another_patient_under_the_same_names_is_read_anew(tmp_path: Path, place: Callable[[Path], Path]) -> None:
+    """As a folder of incoming series that is emptied and filled, by copies that keep the times of the files."""
+    found = []
+    for patient in ("A1", "B2"):
+        make_series(tmp_path / "in", np.zeros((4, 6, 5)), PatientID=patient)
+        source = place(tmp_path / "in")
+        for file in (source, *(tmp_path / "in").rglob("*")):
+            os.utime(file, (1e9, 1e9))
+        found.append(scan(source).series[0].patient)
+        shutil.rmtree(tmp_path / "in")
+    assert found == ["A1", "B2"]
+
+
+def test_a_file_that_joins_the_series_of_a_dicomdir_is_seen(tmp_path: Path) -> None:
+    make_series(tmp_path / "in", array())
+    directory = as_dicomdir(tmp_path / "in")
+    assert len(scan(directory).series) == 1
+    make_series(directory.parent / "more", array())
+    assert len(scan(directory).series) == 2
+
+
 def test_what_a_dicomdir_lists_and_is_not_there_is_told(tmp_path: Path) -> None:
     make_series(tmp_path / "series", array())
     directory = as_dicomdir(tmp_path / "series")
@@ -335,6 +376,23 @@ def test_a_hash_in_a_real_name_is_a_name(tmp_path: Path) -> None:
     assert Source.parse(tmp_path / "a#b=c").path.name == "a#b=c"
 
 
+def test_a_hash_in_a_folder_does_not_lead_to_another_patient(tmp_path: Path) -> None:
+    make_series(tmp_path / "P", np.zeros((4, 6, 5)))
+    for value in (1, 2):
+        make_series(tmp_path / "P#1" / "CT" / str(value), np.full((4, 6, 5), value), SeriesInstanceUID=f"1.2.{value}")
+    for value in (1, 2):
+        source = Source(tmp_path / "P#1" / "CT", {"series": f"1.2.{value}"})
+        assert Source.parse(str(source)) == source
+        assert (read_series(str(source)).array == value).all()
+    by_hand = Source.parse(f"{tmp_path / 'P'}#series=1&part=echo #2")
+    assert (by_hand.path, by_hand.options["part"]) == (tmp_path / "P", "echo #2")
+
+
+def test_a_source_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
+    source = Source(tmp_path / "file.dcm", {f"Organ number {number}": str(number) for number in range(1, 40)})
+    assert Source.parse(str(source)) == source
+
+
 PET = {
     "Units": "BQML", "DecayCorrection": "START", "CorrectedImage": ["ATTN", "DECY", "SCAT"], "PatientWeight": 70.0,
     "SeriesDate": "20240102", "SeriesTime": "120000", "AcquisitionDate": "20240102", "AcquisitionTime": "120000",
@@ -364,6 +422,8 @@ DECAYED = 70_000 / (3.7e8 * 2 ** (-3600 / 6586.2))
         ({"SeriesTime": "003000", "AcquisitionTime": "003000"}, {"RadiopharmaceuticalStartTime": "233000"}, DECAYED,
          "decayed 60.0 min"),
         ({}, {"RadiopharmaceuticalStartDateTime": "20240102110000.00+0100"}, DECAYED, "decayed 60.0 min"),
+        ({"TimezoneOffsetFromUTC": "+0200"}, {"RadiopharmaceuticalStartDateTime": "20240102090000+0000"}, DECAYED,
+         "decayed 60.0 min"),
     ],
 )  # fmt: skip
 def test_pet_becomes_suv(
@@ -410,6 +470,7 @@ def test_ge_keeps_the_scan_start_when_a_series_was_processed_again(tmp_path: Pat
         ({}, {"RadionuclideHalfLife": None}, "RadionuclideHalfLife is missing"),
         ({}, {"RadiopharmaceuticalStartTime": None}, "the time of injection (RadiopharmaceuticalStartTime) is missing"),
         ({"AcquisitionTime": None}, {}, "AcquisitionTime is missing"),
+        ({}, {"RadiopharmaceuticalStartDateTime": "20240102090000+0000"}, "with the offset +0000 from UTC"),
         ({"RadiopharmaceuticalInformationSequence": Sequence()}, {}, "has 0 items, one is needed"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medunet.data.dicom.scan import Scan, Series, scan
 from medunet.data.dicom.source import Source
+from medunet.data.dicom.volumes import is_meant
 from medunet.data.volume import VOLUME_SUFFIXES
 from medunet.errors import InputError
 from medunet.types import StrPath
@@ -27,9 +28,9 @@ def find_stacks(argument: StrPath, channels: Sequence[str], *, allow_gaps: bool 
     where = Source.parse(argument)
     if not _has_others(where.path):
         return {}
+    allow_gaps = allow_gaps or "allow_gaps" in where.options
     found = scan(where.path, allow_gaps=allow_gaps)
-    wanted = where.options.get("series")
-    series = [s for s in found.series if wanted in (None, s.uid)]
+    series = [s for s in found.series if is_meant(s, where)]
     if not series:
         _require_volumes(where.path, found)
         return {}
@@ -59,7 +60,7 @@ def _require_volumes(path: Path, found: Scan) -> None:
 def _source(series: Series, where: Source, found: Scan, allow_gaps: bool) -> str:
     """The source that means this stack alone, from the folder that holds it where that is enough."""
     inside = Source(where.path) if where.path.is_file() else Source(Path(series.folder))
-    neighbours = [s for s in found.series if where.path.is_file() or Path(s.folder).is_relative_to(inside.path)]
+    neighbours = [s for s in found.series if where.path.is_file() or s.has_files_below(inside.path)]
     if len(neighbours) > 1:
         inside = inside.with_options(series=series.uid)
     if sum(s.uid == series.uid for s in neighbours) > 1:

@@ -37,10 +37,10 @@ def find_labelled(root: Path) -> tuple[Kinds, list[Finding]]:
         name = _relative(label.path.parent, root)
         try:
             series = _series_of(label, contents(label.path), found)
+            channels = _channels(series, root)
         except InputError as error:
             findings.append(Finding.of(name, "label object", str(error)))
             continue
-        channels = [_channel(s, root) for s in series]
         case = Case(
             id=_free(_case_name(label, series[0], root), taken),
             images=tuple(_image_source(s, found, root) for s in series),
@@ -95,6 +95,21 @@ def _companions(series: Series, usable: Sequence[Series]) -> list[Series]:
     return sorted((s for s in others if s.patient == series.patient), key=lambda s: (s.modality, s.description))
 
 
+def _channels(series: Sequence[Series], root: Path) -> list[str]:
+    """What kind of image each channel is, by its description where its folder does not say: no two are alike."""
+    places = [_channel(one, root) for one in series]
+    names = [
+        place if places.count(place) == 1 else re.sub(r"[\W_]+", "_", one.description)
+        for place, one in zip(places, series, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{series[0].folder}: cannot tell the channels {', '.join(one.name for one in series)} apart; "
+            f"say which is which in a datalist (columns image, label)"
+        )
+    return names
+
+
 def _channel(series: Series, root: Path) -> str:
     """What kind of image it is: the folder between the patient and ``image``, else the modality."""
     parts = list(Path(_relative(Path(series.folder), root)).parts)
@@ -122,7 +137,7 @@ def _free(name: str, taken: set[str]) -> str:
 def _image_source(series: Series, found: Scan, root: Path) -> str:
     """The shortest source that means this stack alone."""
     folder = Path(series.folder)
-    inside = [s for s in found.series if Path(s.folder).is_relative_to(folder)]
+    inside = [s for s in found.series if s.has_files_below(folder)]
     source = Source(Path(_relative(folder, root)))
     if len(inside) > 1:
         source = source.with_options(series=series.uid)
@@ -250,11 +265,24 @@ def _rois(source: Source) -> list[str]:
 
 
 def _common_names(objects: Mapping[str, tuple[Source, Contents]]) -> tuple[dict[str, int], list[Finding]]:
-    """The structures that most label objects have, equal names apart from case, separators and numbers."""
+    """The structures that most label objects have, equal names apart from case, separators and numbers.
+
+    Numbers count where an object has several of a name: vertebrae L1 and L2 are two.
+    """
+    numbered = {
+        key for _, inside in objects.values() for key, count in Counter(map(_plain, inside.names)).items() if count > 1
+    }
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    twins: set[str] = set()
     for _, inside in objects.values():
-        for key in {_plain(name) for name in inside.names}:
-            spellings[key][next(name for name in inside.names if _plain(name) == key)] += 1
+        keys: set[str] = set()
+        for name in inside.names:
+            key = _plain(name) if _plain(name) not in numbered else _with_number(name)
+            if key in keys:
+                twins.add(name)
+            else:
+                spellings[key][name] += 1
+            keys.add(key)
     chosen = [key for key, names in spellings.items() if sum(names.values()) >= _MOST * len(objects)]
     if not chosen:
         known = ", ".join(names.most_common(1)[0][0] for names in list(spellings.values())[:10])
@@ -264,14 +292,27 @@ def _common_names(objects: Mapping[str, tuple[Source, Contents]]) -> tuple[dict[
         )
     labels = {spellings[key].most_common(1)[0][0]: number + 1 for number, key in enumerate(sorted(chosen))}
     rare = [names.most_common(1)[0][0] for key, names in spellings.items() if key not in chosen]
-    if not rare:
-        return labels, []
-    message = f"structures that few cases have are not used: {', '.join(sorted(rare)[:10])}; name them in column roi"
-    return labels, [Finding("dataset", "other structures", message, fatal=False)]
+    told = {"that few cases have": rare, "with the name of another but for case and separators": twins}
+    return labels, [
+        Finding(
+            "dataset",
+            "other structures",
+            f"structures {what} are not used: {', '.join(sorted(names)[:10])}; name them in column roi",
+            fatal=False,
+        )
+        for what, names in told.items()
+        if names
+    ]
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"[\W_]*\d+$", "", name)).strip().lower()
+
+
+def _with_number(name: str) -> str:
+    """A plain name and its trailing number, of which 1 is none: GTV and gtv_01 are one, GTV 2 is another."""
+    number = name[len(name.rstrip("0123456789")) :].lstrip("0")
+    return f"{_plain(name)} {number}" if number not in ("", "1") else _plain(name)
 
 
 def _settled(root: Path, source: Source, inside: Contents, labels: Mapping[str, int]) -> str:

@@ -21,6 +21,7 @@ _MOST_FRAMES = 100_000
 _MOST_PIXELS = 1 << 26  # of a plane: 8192 x 8192
 _LEAST_PIXEL = 1e-4  # mm
 _MOST_VALUE = 1e9  # of RescaleSlope and RescaleIntercept: int32 and float32 hold what they give
+_PHYSICAL = ("CT", "PT")  # modalities that must say how stored values become HU or Bq/ml (PS3.3 C.8.2.1, C.8.9.4)
 _RLE = "1.2.840.10008.1.2.5"  # two bytes stand for 128 at most (PS3.5 G.3.1)
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 Triple = tuple[float, float, float]
@@ -105,7 +106,7 @@ def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
     orientation = _numbers(places, "ImageOrientationPatient", 6)
     spacing = _numbers(places, "PixelSpacing", 2)
     thickness = _numbers(places, "SliceThickness", 1)
-    slope, intercept = _numbers(places, "RescaleSlope", 1) or (1.0,), _numbers(places, "RescaleIntercept", 1) or (0.0,)
+    slope, intercept = _numbers(places, "RescaleSlope", 1), _numbers(places, "RescaleIntercept", 1)
     return Frame(
         file=file,
         number=number,
@@ -116,10 +117,10 @@ def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
         orientation=orientation,
         spacing=None if spacing is None else (spacing[0], spacing[1]),
         thickness=thickness[0] if thickness and thickness[0] > 0 else None,
-        slope=slope[0],
-        intercept=intercept[0],
+        slope=1.0 if slope is None else slope[0],
+        intercept=0.0 if intercept is None else intercept[0],
         keys=_keys(places),
-        problem=_problem(file, position, orientation, spacing) or _rescaling_problem(slope[0], intercept[0]),
+        problem=_problem(file, position, orientation, spacing) or _rescaling_problem(header, slope, intercept),
     )
 
 
@@ -138,10 +139,20 @@ def _problem(file: DicomFile, position: Any, orientation: Any, spacing: Any) -> 
         return f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm"
     if max(abs(p) for p in position) > 1e6 or max(spacing) > 1e4:
         return "its position or spacing is beyond all measure"
-    return _pixel_problem(file) or _orientation_problem(orientation)
+    return _pixel_problem(file) or _orientation_problem(orientation) or _mosaic_problem(file.header)
 
 
-def _rescaling_problem(slope: float, intercept: float) -> str:
+def _mosaic_problem(header: Any) -> str:
+    """Siemens lays the slices of a volume side by side in one picture, whose position is not theirs."""
+    kind = header.get("ImageType") or ()
+    mosaic = "MOSAIC" in ([kind] if isinstance(kind, str) else kind)
+    return "is a Siemens mosaic, many slices in one picture; export it as single slices" if mosaic else ""
+
+
+def _rescaling_problem(header: Any, slopes: Sequence[float] | None, intercepts: Sequence[float] | None) -> str:
+    if text(header, "Modality") in _PHYSICAL and (slopes is None or intercepts is None):
+        return f"has no {'RescaleSlope' if slopes is None else 'RescaleIntercept'}, so that its values have no unit"
+    slope, intercept = (slopes or (1.0,))[0], (intercepts or (0.0,))[0]
     if slope == 0 or abs(slope) > _MOST_VALUE:
         return f"RescaleSlope is {slope:g}"
     return f"RescaleIntercept is {intercept:g}" if abs(intercept) > _MOST_VALUE else ""

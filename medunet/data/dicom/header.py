@@ -17,7 +17,7 @@ _KEYWORDS = (
     "PixelSpacing", "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "Rows",
     "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
     "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "StackID", "StudyInstanceUID",
-    "SUVType", "TemporalPositionIdentifier", "TriggerTime", "Units",
+    "SUVType", "TemporalPositionIdentifier", "TimezoneOffsetFromUTC", "TriggerTime", "Units",
 )  # fmt: skip
 _MOST_TEXT = 128  # characters: DICOM allows 64 (PS3.5 section 6.2)
 PHILIPS_SUV, PHILIPS_ACTIVITY, GE_SCAN_TIME = Tag(0x7053, 0x1000), Tag(0x7053, 0x1009), Tag(0x0009, 0x100D)

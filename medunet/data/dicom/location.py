@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from medunet.types import StrPath
+
 MOST_HEADER = 1 << 26  # bytes: no element before the pixels is that large (100 000 frames are described in 50 MB)
 _BUFFER = 1 << 16
 _MOST_INFLATED = 1 << 25  # bytes, or so many times the packed size:
@@ -65,7 +67,7 @@ class Location:
             with self.path.open("rb", buffering=_BUFFER) as file:
                 yield file, os.fstat(file.fileno()).st_size
             return
-        archive = _archive(self.path, self.path.stat().st_mtime_ns)
+        archive = _archive(self.path, file_state(self.path))
         with archive.open(self.member) as packed:
             yield io.BufferedReader(packed, _BUFFER), archive.getinfo(self.member).file_size
 
@@ -104,8 +106,14 @@ def one_line(text: object, most: int = 0) -> str:
     return words[:most] if most else words
 
 
+def file_state(path: StrPath) -> tuple[int, int, int, int]:
+    """What changes when a file is written or replaced; its size and time alone may be kept by a copy."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 @lru_cache(maxsize=2)
-def _archive(path: Path, mtime: int) -> zipfile.ZipFile:
+def _archive(path: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
     """An open archive: its directory is parsed once and not for every slice."""
     return zipfile.ZipFile(path)
 

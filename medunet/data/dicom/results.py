@@ -44,21 +44,34 @@ def require_writable(series: Series, output_format: str) -> None:
 
     Raises:
         InputError: highdicom is not installed.
-        GeometryError: images lack the UIDs that an object refers to, or an RTSTRUCT is asked of planes not axial.
+        GeometryError: images lack the UIDs that an object refers to, or share them, or an RTSTRUCT is asked of planes
+            that are not axial.
     """
     if output_format == "dicom-seg" and find_spec("highdicom") is None:
         raise InputError("highdicom is missing, which writes DICOM SEG; install it: pip install 'medunet[dicom]'")
+    _require_uids(series, output_format)
+    normal = series.layout.planes[0][:3, 2]
+    if output_format == "rtstruct" and abs(normal[2]) < _AXIAL:
+        raise GeometryError(
+            f"{series.folder}: {series.name} is not axial (its normal is {np.round(normal, 3).tolist()}), and RTSTRUCT "
+            f"readers expect axial planes; write dicom-seg"
+        )
+
+
+def _require_uids(series: Series, output_format: str) -> None:
+    """Every image has the UIDs that an object refers to, and one of its own."""
     for frame in series.ordered():
         missing = [key for key in _REFERRED if not frame.file.header.get(key)]
         if missing:
             raise GeometryError(
                 f"{frame.file.location}: has no {missing[0]}, which {output_format} refers to; write nifti"
             )
-    normal = series.layout.planes[0][:3, 2]
-    if output_format == "rtstruct" and abs(normal[2]) < _AXIAL:
+    files = {frame.file.location: frame.sop_uid for frame in series.ordered()}
+    own = len(set(files.values()))
+    if own < len(files):
         raise GeometryError(
-            f"{series.folder}: {series.name} is not axial (its normal is {np.round(normal, 3).tolist()}), and RTSTRUCT "
-            f"readers expect axial planes; write dicom-seg"
+            f"{series.folder}: {series.name} has {len(files)} images and {own} SOPInstanceUIDs, so that "
+            f"{output_format} cannot say which image it means; write nifti"
         )
 
 

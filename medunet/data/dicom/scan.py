@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medunet.data.dicom.files import DicomFile, NotRead, dicom_files, quiet
 from medunet.data.dicom.frames import COLOUR, Frame, frames_of, unusable
 from medunet.data.dicom.geometry import Layout, Verdict, refused
 from medunet.data.dicom.header import text
-from medunet.data.dicom.location import one_line
+from medunet.data.dicom.location import file_state, one_line
 from medunet.data.dicom.lost import broken_alone, refuse_incomplete, without_uid
 from medunet.data.dicom.stacks import MOST_STACKS, by_key, by_plane, layout_of
 from medunet.data.dicom.suv import SuvError, suv_factor
@@ -53,10 +54,19 @@ class Series:
         label = self.description or f"series {self.number or self.uid}"
         return f"{self.modality} {label}{f' ({self.part})' if self.part else ''}"
 
-    @property
+    @cached_property
+    def folders(self) -> frozenset[Path]:
+        """Every folder that holds a file of it; exports from media and archives spread one series over several."""
+        return frozenset(frame.file.location.path.parent for frame in self.frames)
+
+    @cached_property
     def folder(self) -> str:
-        """Where its files are."""
-        return str(self.frames[0].file.location.path.parent)
+        """The deepest folder that holds all of its files."""
+        return str(Path(os.path.commonpath(self.folders)))
+
+    def has_files_below(self, folder: Path) -> bool:
+        """Whether scanning `folder` finds images of it."""
+        return any(own.is_relative_to(folder) for own in self.folders)
 
     def ordered(self) -> list[Frame]:
         """The planes that are used, ascending along the normal."""
@@ -112,17 +122,15 @@ def scan(source: StrPath, *, allow_gaps: bool = False) -> Scan:
 
 
 def _signature(path: Path) -> int:
-    """Changes when a file below `path` does."""
-    if not os.path.isdir(path):
-        return path.stat().st_mtime_ns if os.path.exists(path) else 0
-    parts = []
-    for folder, _, names in os.walk(path):
+    """Changes when a file below `path` does, or another takes its place: copies may keep size and time of the first."""
+    if not os.path.isdir(path) and path.name.upper() != "DICOMDIR":
+        return hash((os.path.abspath(path), file_state(path))) if os.path.exists(path) else 0
+    top = path if os.path.isdir(path) else path.parent
+    parts: list[object] = [os.path.abspath(path)]
+    for folder, _, names in os.walk(top):
         for name in names:
-            try:
-                status = os.stat(os.path.join(folder, name))
-            except OSError:
-                continue
-            parts.append((folder, name, status.st_size, status.st_mtime_ns))
+            with suppress(OSError):
+                parts.append((folder, name, file_state(os.path.join(folder, name))))
     return hash(frozenset(parts))
 
 

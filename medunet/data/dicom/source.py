@@ -8,6 +8,7 @@ resolved stands there to be read; nothing is searched for again when training.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +29,17 @@ class Source:
 
     @classmethod
     def parse(cls, text: StrPath) -> Source:
-        """The inverse of `str`; a file whose name holds a ``#`` is itself."""
+        """The inverse of `str`; a ``#`` in the name of a file or folder is part of the name.
+
+        `str` leaves no ``#`` in options, so that the last one parts them from the path; where people wrote one in an
+        option, only the path before an earlier one is there.
+        """
         whole = str(text)
-        head, mark, tail = whole.partition("#")
-        if not mark or Path(whole).exists():
+        marks = [place for place, letter in enumerate(whole) if letter == "#"]
+        if not marks or os.path.exists(whole):
             return cls(Path(whole))
+        mark = next((place for place in reversed(marks) if os.path.exists(whole[:place])), marks[-1])
+        head, tail = whole[:mark], whole[mark + 1 :]
         pairs = (pair.partition("=") for pair in tail.split("&") if pair)
         return cls(Path(head), {unquote(key): unquote(value) for key, _, value in pairs})
 

@@ -17,6 +17,7 @@ from medunet.data.dicom.frames import Frame
 from medunet.data.dicom.header import GE_SCAN_TIME, PHILIPS_ACTIVITY, PHILIPS_SUV
 
 _LONGEST = timedelta(hours=12)
+_OFFSET = re.compile(r"[+-]\d{4}$")
 
 
 class SuvError(ValueError):
@@ -80,7 +81,7 @@ def _body_weight_factor(frames: Sequence[Frame]) -> tuple[float, str]:
         raise SuvError(f"DecayCorrection is {decay or 'missing'}; SUVbw needs START or ADMIN")
     half_life = _positive(items[0], "RadionuclideHalfLife", "s")
     start, source = _scan_start(frames)
-    elapsed = _since_injection(items[0], start)
+    elapsed = _since_injection(items[0], start, str(header.get("TimezoneOffsetFromUTC") or ""))
     factor = weight * 1000 / (dose * math.exp(-math.log(2) * elapsed.total_seconds() / half_life))
     minutes = elapsed.total_seconds() / 60
     return factor, f"PET Bq/ml to SUVbw: {weight:g} kg, {dose:.6g} Bq, decayed {minutes:.1f} min until {source}"
@@ -108,8 +109,16 @@ def _scan_start(frames: Sequence[Frame]) -> tuple[datetime, str]:
     raise SuvError("SeriesTime is later than the acquisition (a series that was processed again): scan start unknown")
 
 
-def _since_injection(item: Any, start: datetime) -> timedelta:
-    moment = _date_time(item.get("RadiopharmaceuticalStartDateTime"))
+def _since_injection(item: Any, start: datetime, zone: str) -> timedelta:
+    """`zone`: the images' own offset from UTC, in which `start` is."""
+    stated = item.get("RadiopharmaceuticalStartDateTime")
+    moment, own = _date_time(stated), _OFFSET.search(str(stated or "").strip())
+    if moment is not None and own is not None:
+        local = _moment(moment.strftime("%Y%m%d"), item.get("RadiopharmaceuticalStartTime"))
+        if _OFFSET.fullmatch(zone.strip()):
+            moment += _offset(zone.strip()) - _offset(own[0])
+        elif local is None or abs(local - moment) > timedelta(minutes=1):
+            raise SuvError(f"the injection is timed with the offset {own[0]} from UTC and the images are without one")
     if moment is None:
         moment = _moment(start.strftime("%Y%m%d"), item.get("RadiopharmaceuticalStartTime"))
         if moment is not None and moment > start:
@@ -120,6 +129,11 @@ def _since_injection(item: Any, start: datetime) -> timedelta:
     if not timedelta(0) <= elapsed <= _LONGEST:
         raise SuvError(f"the injection at {moment} does not fit a scan at {start}")
     return elapsed
+
+
+def _offset(zone: str) -> timedelta:
+    """+HHMM or -HHMM."""
+    return int(f"{zone[0]}1") * timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
 
 
 def _date(header: Any) -> Any:

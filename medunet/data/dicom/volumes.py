@@ -67,7 +67,7 @@ def find_series(source: StrPath) -> Series:
     """
     where = Source.parse(source)
     found = scan(where.path, allow_gaps="allow_gaps" in where.options)
-    chosen = [s for s in found.series if _is_meant(s, where)]
+    chosen = [s for s in found.series if is_meant(s, where)]
     if not chosen:
         raise InputError(f"{source}: {_nothing(found, bool(where.options))}")
     usable = [s for s in chosen if s.verdict.state != "refused"]
@@ -89,7 +89,8 @@ def _belong_together(a: Series, b: Series) -> bool:
     return a.uid == b.uid or (bool(a.frame_of_reference) and a.frame_of_reference == b.frame_of_reference)
 
 
-def _is_meant(series: Series, where: Source) -> bool:
+def is_meant(series: Series, where: Source) -> bool:
+    """Whether a source's options ``series`` and ``part`` name this stack, or none in particular."""
     wanted, part = where.options.get("series"), where.options.get("part")
     return (wanted is None or series.uid == wanted) and (part is None or series.part == part)
 
