@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,18 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from scipy.ndimage import map_coordinates
+from monai.data.utils import dense_patch_slices
+from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from medunet.data.grid import Grid
 from medunet.data.phantom import make_phantom
-from medunet.data.transforms import Preprocess, normalize, to_classes
-from medunet.data.volume import read_volume, write_image
+from medunet.data.resampling import Resampling
+from medunet.data.transforms import Frame, LoadVolumed, Preprocess, scale_of, to_classes
+from medunet.data.volume import read_volume, write_image, write_label
 from medunet.errors import BundleError, InputError, ResourceError, root_cause
 from medunet.inference import WindowInferer, pick_device
+from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
 from medunet.inference.inputs import find_cases, name_outputs
-from medunet.inference.restoring import RestoreLabeld, current_grid, restore_labels, restore_probabilities
+from medunet.inference.placement import axis_starts
+from medunet.inference.restoring import Restorer
 from medunet.inference.weights import load_weights
 
 PLAN = {
@@ -34,24 +39,110 @@ PLAN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 16), (20, 13, 9), (40, 16, 24), (7, 5, 3)])
-@pytest.mark.parametrize("mirror", [(), (0, 2)])
-def test_a_local_network_gives_the_same_through_windows(shape: tuple[int, ...], mirror: tuple[int, ...]) -> None:
-    """A 1x1x1 convolution has no context: blending must give back its plain result, whatever the size."""
+def image_on(grid: Grid, channels: int = 1, seed: int = 0) -> MetaTensor:
+    values = np.random.default_rng(seed).integers(0, 100, (channels, *grid.shape)).astype(np.int16)
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(np.array(grid.affine)))
+
+
+def inferer(classes: int = 3, **options: Any) -> WindowInferer:
+    frame = Frame("RAS", options.pop("spacing", (1, 1, 1)), [{"scheme": "zscore"}] * options.pop("channels", 1))
+    labels = {str(number): 3 * number for number in range(classes)}
+    return WindowInferer(frame, labels, options.pop("patch_size", (16, 8, 16)), **options)
+
+
+def probabilities_of(engine: WindowInferer, image: MetaTensor, network: Any, classes: int) -> torch.Tensor:
+    """All probabilities on the image's own grid, as they are handed to a file."""
+    result = torch.full((classes, *image.shape[1:]), torch.nan)
+
+    def keep(number: int, box: Any, values: torch.Tensor) -> None:
+        result[(number, *(slice(*bounds) for bounds in box))] = values
+
+    engine.segment(engine.frame.see(image), network, keep)
+    return result
+
+
+@st.composite
+def scans(draw: st.DrawFn) -> Grid:
+    """Grids with permuted and flipped axes, larger and smaller than a window; some are sheared."""
+    shape = draw(st.tuples(*[st.integers(2, 36)] * 3))
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, draw(st.permutations(range(3)))] * [draw(st.sampled_from([-1.0, 1.0])) for _ in "xyz"]
+    affine[:3, :3] *= draw(st.tuples(*[st.sampled_from([0.7, 1.0, 1.9])] * 3))
+    if draw(st.integers(0, 4)) == 0:
+        affine[:3, :3] = affine[:3, :3] @ [[1, 0.2, 0], [0, 1, 0], [0, 0.1, 1]]
+    return Grid(shape, affine)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scans(), st.integers(2, 5), st.sampled_from([0.0, 0.5, 0.75]), st.integers(1, 3))
+def test_streaming_agrees_with_monai_on_whole_volumes(grid: Grid, classes: int, overlap: float, batch: int) -> None:
     torch.manual_seed(0)
-    network = nn.Conv3d(1, 3, 1)
-    volume = torch.randn(1, 1, *shape)
-    got = WindowInferer((16, 16, 16), 0.5, mirror_axes=mirror)(volume, network)
-    assert torch.allclose(got, network(volume).softmax(1), atol=1e-5)
+    network = nn.Conv3d(1, classes, 3, padding=1).eval()
+    image, engine = image_on(grid), inferer(classes, overlap=overlap, batch_size=batch)
+    seen = engine.frame.see(image)
+    with torch.no_grad():
+        logits = SlidingWindowInferer((16, 8, 16), 2, overlap, mode="gaussian")(seen.whole()[None], network)[0]
+    expected = Resampling(seen.grid, seen.native).whole(logits.softmax(0))
+    got = probabilities_of(engine, image, network, classes)
+    assert torch.allclose(got, expected, atol=1e-5)
+    labels = engine(image[None], network)
+    assert tuple(labels.shape) == (1, 1, *grid.shape)
+    assert torch.equal(labels[0, 0].as_tensor().long(), 3 * got.argmax(0))
+
+
+@pytest.mark.parametrize("border", ["constant", "edge", "mirror"])
+def test_a_local_network_gives_the_same_through_windows(border: str) -> None:
+    """A 1x1x1 convolution has no context: windows, mirroring and borders must give back its plain result."""
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 3, 1).eval()
+    for shape in ((16, 16, 16), (20, 13, 9), (40, 16, 24), (7, 5, 3)):
+        image = image_on(Grid.from_spacing(shape))
+        engine = inferer(mirror_axes=(0, 2), border=border)
+        got = probabilities_of(engine, image, network, 3)
+        assert torch.allclose(got, network(engine.frame.see(image).whole()[None])[0].softmax(0), atol=1e-5)
+
+
+def test_mirroring_averages_over_all_flips() -> None:
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 3, padding=1).eval()
+    image = image_on(Grid.from_spacing((16, 8, 16)))
+    engine = inferer(2, mirror_axes=(0, 1))
+    x = engine.frame.see(image).whole()[None]
+    mean = sum(network(x.flip(dims)).flip(dims) for dims in ([], [2], [3], [2, 3])) / 4
+    assert torch.allclose(probabilities_of(engine, image, network, 2), mean[0].softmax(0), atol=1e-5)
 
 
 def test_a_2d_network_runs_slice_by_slice() -> None:
     torch.manual_seed(0)
-    network = nn.Conv2d(2, 1, 1)
-    volume = torch.randn(1, 2, 20, 13, 5)
-    got = WindowInferer((8, 8), 0.25)(volume, network)
-    expected = torch.stack([network(volume[..., z]) for z in range(5)], dim=-1).sigmoid()
-    assert torch.allclose(got, expected, atol=1e-5)
+    network = nn.Conv2d(2, 1, 1).eval()
+    image = image_on(Grid.from_spacing((20, 13, 19)), channels=2)
+    engine = inferer(2, channels=2, patch_size=(8, 8), overlap=0.25, batch_size=3)
+    x = engine.frame.see(image).whole()
+    expected = torch.stack([network(x[None, ..., z])[0] for z in range(19)], dim=-1).sigmoid()
+    assert torch.allclose(probabilities_of(engine, image, network, 1), expected, atol=1e-5)
+    labels = engine(image[None], network)
+    assert torch.equal(labels[0, 0].as_tensor(), 3 * (expected[0] > 0.5).to(torch.uint8))
+
+
+def test_air_is_run_once_and_gives_the_same_voxels() -> None:
+    """Windows that are constant after clipping are all alike: one pass stands for them, exactly."""
+    torch.manual_seed(0)
+    convolution, calls = nn.Conv3d(1, 3, 3, padding=1).eval(), []
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(windows))
+        return convolution(windows)
+
+    noisy = np.random.default_rng(0).integers(-1100, -900, (1, 40, 40, 40)).astype(np.int16)
+    noisy[:, :12, :12, :12] = np.random.default_rng(1).integers(-100, 300, (12, 12, 12))
+    frame = Frame("RAS", (1, 1, 1), [{"scheme": "ct", "low": -200, "high": 300, "mean": 0, "std": 100}])
+    engine = WindowInferer(frame, {"a": 0, "b": 1, "c": 2}, (8, 8, 8))
+    image = MetaTensor(torch.from_numpy(noisy))
+    got = engine(image[None], network)[0, 0].as_tensor()
+    assert sum(calls) < 9**3 / 10
+    with torch.no_grad():
+        whole = SlidingWindowInferer((8, 8, 8), 4, 0.5, mode="gaussian")(frame.see(image).whole()[None], convolution)
+    assert torch.equal(got.long(), whole[0].argmax(0))
 
 
 def test_windows_are_halved_when_memory_runs_out() -> None:
@@ -61,117 +152,141 @@ def test_windows_are_halved_when_memory_runs_out() -> None:
         sizes.append(x.shape[0])
         if x.shape[0] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return x
+        return x.repeat(1, 3, 1, 1, 1)
 
-    WindowInferer((8, 8, 8), 0.5, batch_size=4)(torch.randn(1, 1, 24, 8, 8), network)
+    image = image_on(Grid.from_spacing((8, 8, 64)))
+    inferer(patch_size=(8, 8, 8), batch_size=4)(image[None], network)
+    assert sizes[:1] == [1]  # a row has one window here
+    sizes.clear()
+    inferer(patch_size=(8, 8, 8), batch_size=4)(image_on(Grid.from_spacing((40, 8, 16)))[None], network)
     assert sizes[:3] == [4, 2, 1]
 
     def hopeless(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ResourceError, match=r"one window of \[8, 8, 8\] voxels does not fit the memory"):
-        WindowInferer((8, 8, 8))(torch.randn(1, 1, 8, 8, 8), hopeless)
+        inferer(patch_size=(8, 8, 8))(image[None], hopeless)
 
 
-@st.composite
-def grid_pairs(draw: st.DrawFn) -> tuple[Grid, Grid]:
-    """A target grid, and a source that covers it with flipped and permuted axes and another spacing."""
-    target = Grid((9, 8, 7), np.diag([draw(st.sampled_from([1.0, 1.5])), 2.0, 3.0, 1.0]))
-    order, signs = draw(st.permutations(range(3))), [draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)]
-    steps = [draw(st.sampled_from([0.5, 1.0, 1.3])) for _ in range(3)]
-    shape = [int(np.ceil(target.shape[a] / steps[i])) for i, a in enumerate(order)]
-    matrix = np.eye(4)
-    for column, axis in enumerate(order):
-        matrix[:3, column] = 0
-        matrix[axis, column] = signs[column] * steps[column]
-        if signs[column] < 0:
-            matrix[axis, 3] = (shape[column] - 1) * steps[column]
-    return Grid(tuple(shape), target.affine @ matrix), target
+def test_memory_does_not_grow_with_the_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planes that the network's input and its logits are held for, whatever the length of the volume."""
+    held, add = [], Accumulator.add
 
+    def noting(self: Accumulator, *arguments: Any) -> None:
+        held.append(self.sums.shape[-1])
+        add(self, *arguments)
 
-@settings(max_examples=60, deadline=None)
-@given(grid_pairs())
-def test_restoring_agrees_with_scipy(pair: tuple[Grid, Grid]) -> None:
-    source, target = pair
-    values = np.random.default_rng(0).random((2, *source.shape)).astype(np.float32)
-    got = restore_probabilities(torch.from_numpy(values), source, target).numpy()
-    points = source.to_voxel(target.to_world(np.argwhere(np.ones(target.shape)))).T
-    for channel in range(2):
-        expected = map_coordinates(values[channel], points, order=1, mode="nearest").reshape(target.shape)
-        assert np.allclose(got[channel], expected, atol=2e-4)
-
-
-def test_oblique_restoring_agrees_with_scipy() -> None:
-    source = Grid.from_spacing((10, 11, 12))
-    target = make_phantom(0, (8, 8, 6), (1.2, 1.2, 1.6))[0].grid
-    centred = np.array(target.affine)
-    centred[:3, 3] += source.to_world(np.array([[5.0, 5.0, 5.0]]))[0] - target.to_world(np.array([[4.0, 4.0, 3.0]]))[0]
-    target = Grid(target.shape, centred)
-    values = np.random.default_rng(1).random((1, *source.shape)).astype(np.float32)
-    got = restore_probabilities(torch.from_numpy(values), source, target).numpy()[0]
-    points = source.to_voxel(target.to_world(np.argwhere(np.ones(target.shape)))).T
-    expected = map_coordinates(values[0], points, order=1, mode="nearest").reshape(target.shape)
-    assert np.allclose(got, expected, atol=1e-3)
+    monkeypatch.setattr(Accumulator, "add", noting)
+    network = nn.Conv3d(1, 3, 1).eval()
+    for slices in (32, 64, 200):
+        inferer(patch_size=(8, 8, 16))(image_on(Grid.from_spacing((8, 8, slices)))[None], network)
+    assert set(held) == {16}
 
 
 def test_flips_are_exact_and_labels_keep_their_values() -> None:
     target = Grid((4, 3, 2), np.diag([-1.0, 1, 1, 1]))
     flipped = np.eye(4)
     flipped[0, 3] = -3
-    source = Grid((4, 3, 2), flipped)
-    one_hot = torch.zeros(3, 4, 3, 2)
     classes = torch.arange(24).reshape(4, 3, 2) % 3
-    one_hot.scatter_(0, classes[None], 1.0)
-    labels = restore_labels(one_hot, source, target, [0, 7, 300])
-    assert np.array_equal(labels, np.array([0, 7, 300])[classes.flip(0).numpy()])
+    one_hot = torch.zeros(3, 4, 3, 2).scatter_(0, classes[None], 1.0)
+    restorer = Restorer(Resampling(Grid((4, 3, 2), flipped), target), 2, [0, 7, 300])
+    restorer.put(one_hot[..., :1])
+    restorer.put(one_hot[..., 1:])
+    assert np.array_equal(restorer.labels, np.array([0, 7, 300])[classes.flip(0).numpy()])
+    assert restorer.labels.dtype == np.int16
 
 
 def test_one_output_is_a_foreground_with_threshold_one_half() -> None:
     grid = Grid.from_spacing((2, 1, 1))
-    labels = restore_labels(torch.tensor([[[[0.4]], [[0.6]]]]), grid, grid, [0, 255])
-    assert labels.ravel().tolist() == [0, 255]
+    restorer = Restorer(Resampling(grid, grid), 2, [0, 255])
+    restorer.put(torch.tensor([[[[0.4]], [[0.6]]]]))
+    assert restorer.labels.ravel().tolist() == [0, 255]
 
 
-def test_preprocess_and_restore_come_back_to_the_file(tmp_path: Path) -> None:
+def test_an_inferer_comes_back_to_the_file(tmp_path: Path) -> None:
     """An anisotropic oblique scan, another orientation and spacing: the label map lies on the file's own grid."""
     image, _ = make_phantom(4, (20, 18, 12), (2.0, 2.0, 4.0))
     write_image(tmp_path / "i.nii.gz", image.array[0], image.grid)
-    preprocess = Preprocess("ASR", (2.0, 3.0, 2.5), [{"scheme": "none"}])
-    item = preprocess({"image": str(tmp_path / "i.nii.gz")})
-    assert np.allclose(item["image"].pixdim, (2.0, 3.0, 2.5), atol=1e-3)
-    spine = (item["image"][0] > 220).float()
-    item["pred"] = torch.stack([1 - spine, spine])
-    restored = RestoreLabeld({"background": 0, "spine": 9})(item)["pred"]
-    assert tuple(restored.shape[1:]) == image.grid.shape
-    assert np.array_equal(restored.affine.numpy(), read_volume(tmp_path / "i.nii.gz").grid.affine)
-    truth = image.array[0] > 220
-    overlap = 2 * np.count_nonzero((restored[0].numpy() == 9) & truth) / (np.count_nonzero(restored == 9) + truth.sum())
-    assert overlap > 0.75
+    item = LoadVolumed()({"image": str(tmp_path / "i.nii.gz")})
+    frame = Frame("ASR", (2.0, 3.0, 2.5), [{"scheme": "none"}])
+    assert np.allclose(frame.see(item["image"]).grid.spacing, (2.0, 3.0, 2.5))
+
+    def bright(windows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(windows), 0.2 * (windows - 220)], dim=1)
+
+    labels = WindowInferer(frame, {"background": 0, "spine": 9}, (8, 8, 8))(item["image"][None], bright)[0, 0]
+    assert tuple(labels.shape) == image.grid.shape
+    assert np.array_equal(labels.affine.numpy(), read_volume(tmp_path / "i.nii.gz").grid.affine)
+    truth, found = image.array[0] > 220, labels.numpy() == 9
+    assert 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + truth.sum()) > 0.75
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 60), st.sampled_from([0.0, 0.25, 0.5, 0.9]))
+def test_windows_cover_an_axis_as_monai_places_them(size: int, window: int, overlap: float) -> None:
+    size = max(size, window)
+    starts = axis_starts(size, window, overlap)
+    step = max(1, int(window * (1 - overlap)))
+    expected = [s[0].start for s in dense_patch_slices((size,), (window,), (step,))]
+    assert list(starts) == expected
+    assert {v for s in starts for v in range(s, s + window)} == set(range(size))
+
+
+def test_preprocessing_for_training_is_what_inference_sees(tmp_path: Path) -> None:
+    image, label = make_phantom(4, (20, 18, 12), (2.0, 2.0, 4.0))
+    write_image(tmp_path / "i.nii.gz", image.array[0], image.grid)
+    write_label(tmp_path / "l.nii.gz", label.array[0], label.grid)
+    frame = Frame("ASR", (2.0, 3.0, 2.5), [{"scheme": "zscore"}])
+    names = {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}
+    item = Preprocess(frame, names, (4, 4, 4))(
+        {"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")}
+    )
+    seen = frame.see(LoadVolumed()({"image": str(tmp_path / "i.nii.gz")})["image"])
+    assert torch.equal(item["image"].as_tensor(), seen.whole())
+    assert item["label"].shape == item["image"].shape
+    assert np.array_equal(item["image"].affine.numpy(), seen.grid.affine)
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "i.nii", np.zeros((4, 4, 4), np.float32), Grid.from_spacing((4, 4, 4)))
+    image = LoadVolumed()({"image": str(tmp_path / "i.nii")})["image"]
     with pytest.raises(InputError, match=r"i\.nii: has 1 channel, the model takes 2; give one per channel"):
-        Preprocess("RAS", (1, 1, 1), [{"scheme": "zscore"}] * 2)({"image": str(tmp_path / "i.nii")})
+        Frame("RAS", (1, 1, 1), [{"scheme": "zscore"}] * 2).see(image)
+
+
+def normalized(values: np.ndarray, scheme: dict[str, Any]) -> torch.Tensor:
+    return Frame("RAS", (1, 1, 1), [scheme]).see(MetaTensor(torch.from_numpy(values))).whole()
 
 
 @given(st.floats(1e-3, 1e6), st.floats(-1e3, 1e3))
 def test_zscore_does_not_depend_on_the_scanners_scale(scale: float, shift: float) -> None:
-    base = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32))
-    a = normalize(base.clone(), [{"scheme": "zscore"}])
-    b = normalize((base.double() * scale + shift * scale).float(), [{"scheme": "zscore"}])
+    base = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    a = normalized(base, {"scheme": "zscore"})
+    b = normalized((base.astype(np.float64) * scale + shift * scale).astype(np.float32), {"scheme": "zscore"})
     assert torch.allclose(a, b, atol=5e-2)
     assert abs(float(a.mean())) < 1e-4
 
 
 def test_a_constant_image_becomes_zero_and_ct_keeps_its_units() -> None:
-    assert normalize(torch.full((1, 3, 3, 3), 7.0), [{"scheme": "zscore"}]).abs().max() == 0
+    assert normalized(np.full((1, 3, 3, 3), 7.0, np.float32), {"scheme": "zscore"}).abs().max() == 0
     ct = {"scheme": "ct", "low": -100, "high": 300, "mean": 100, "std": 50}
-    assert normalize(torch.tensor([[[[-1000.0, 200.0, 3000.0]]]]), [ct]).ravel().tolist() == [-4.0, 2.0, 4.0]
+    values = np.array([-1000, 200, 3000], np.int16).reshape(1, 1, 1, 3)
+    assert normalized(values, ct).ravel().tolist() == [-4.0, 2.0, 4.0]
+
+
+def test_statistics_of_large_images_are_close_to_those_of_all_voxels() -> None:
+    values = np.random.default_rng(0).gamma(2.0, 50.0, (180, 170, 160)).astype(np.int16)
+    scale = scale_of(values, {"scheme": "zscore"})
+    low, high = np.percentile(values, [0.5, 99.5])
+    clipped = np.clip(values, scale.low, scale.high)
+    assert abs(scale.low - low) <= 1
+    assert abs(scale.high - high) <= 10
+    assert np.isclose(scale.mean, clipped.mean())
+    assert np.isclose(scale.std, clipped.std())
 
 
 def test_stored_values_become_classes() -> None:
-    label = MetaTensor(torch.tensor([[[[0.0, 255.0, 3.0]]]]))
+    label = torch.tensor([[[[0.0, 255.0, 3.0]]]])
     assert to_classes(label, [0, 3, 255]).ravel().tolist() == [0, 2, 1]
 
 
@@ -249,11 +364,6 @@ def test_intensities_are_compared_with_training() -> None:
     assert compare_intensity([(-1000, 1500)], PLAN) == []
     assert "Hounsfield" in compare_intensity([(0, 1)], PLAN)[0].message
     assert "constant" in compare_intensity([(5, 5)], PLAN)[0].message
-
-
-def test_current_grid_follows_the_tensor() -> None:
-    image = MetaTensor(torch.zeros(1, 3, 4, 5), affine=np.diag([2.0, 3.0, 4.0, 1.0]))
-    assert current_grid(image) == Grid.from_spacing((3, 4, 5), (2.0, 3.0, 4.0))
 
 
 def test_weights_that_do_not_fit_or_are_broken(tmp_path: Path) -> None:

@@ -151,5 +151,5 @@ def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
 
 
 def importance(window: Sequence[int], mode: str) -> Tensor:
-    """How much each voxel of a window counts: ``gaussian`` (sigma an eighth of the window, as MONAI) or ``constant``."""
+    """How much each voxel of a window counts: ``gaussian`` (sigma: an eighth of it, as MONAI) or ``constant``."""
     return torch.as_tensor(compute_importance_map(tuple(window), mode=mode, sigma_scale=0.125))
