@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import LoadImaged
 
 import medunet.cli.main as cli
 from medunet.data.dicom.scan import Scan, scan
 from medunet.data.dicom.volumes import read_series
-from medunet.data.transforms import load_transform
+from medunet.data.reader import VolumeReader
 from medunet.errors import InputError, MedunetError, root_cause
 from tests.dicom_corruptions import STORED, VARIANTS, Variant, compression_that_is_fine, deflated_that_is_fine, last
 from tests.dicom_phantom import make_series
@@ -90,7 +91,7 @@ def told(source: Path) -> str:
 
 @lru_cache(maxsize=1)
 def loader() -> Any:
-    return load_transform(["image"])
+    return LoadImaged(["image"], reader=VolumeReader(), ensure_channel_first=True)
 
 
 def read_both(source: Path) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from monai.transforms import LoadImaged
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence
@@ -30,13 +31,14 @@ from medunet.data.dicom.scan import scan
 from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.dicom.volumes import read_series
 from medunet.data.grid import Grid
-from medunet.data.transforms import load_transform
+from medunet.data.reader import VolumeReader
 from medunet.data.volume import read_case, read_header, read_volume, write_label
 from medunet.errors import GeometryError, InputError, root_cause
 from tests.dicom_phantom import AXIAL, make_series
 from tests.test_dicom_geometry import edit
 
 RealData = Callable[[str], Path]
+LOADER = LoadImaged(["image"], reader=VolumeReader(), ensure_channel_first=True)
 RNG = np.random.default_rng(0)
 SARCOMA = [
     *(f"STS_{n:03d}/MR_T1" for n in (1, 5, 6, 11, 12, 13, 14, 23, 26, 28, 43, 49)),
@@ -329,7 +331,7 @@ def test_a_folder_a_multi_frame_file_and_nifti_have_one_grid(tmp_path: Path) -> 
     assert np.array_equal(multi.array[0], classic.array[0] * np.arange(1, 6))
     assert multi.grid.agrees_with(classic.grid, 1e-6)
     assert nifti.grid.agrees_with(classic.grid, 1e-6)
-    loaded = [load_transform(["image"])({"image": str(p)})["image"] for p in (tmp_path / "classic", path)]
+    loaded = [LOADER({"image": str(p)})["image"] for p in (tmp_path / "classic", path)]
     for image in loaded:
         assert np.allclose(image.affine.numpy(), classic.grid.affine)
     assert read_header(path).grid == multi.grid
@@ -338,7 +340,7 @@ def test_a_folder_a_multi_frame_file_and_nifti_have_one_grid(tmp_path: Path) -> 
 def test_a_refusal_reaches_the_user_through_loadimaged(tmp_path: Path) -> None:
     make_series(tmp_path, array(6))[3].unlink()
     with pytest.raises(Exception, match=r".") as caught:
-        load_transform(["image"])({"image": str(tmp_path)})
+        LOADER({"image": str(tmp_path)})
     cause = root_cause(caught.value)
     assert isinstance(cause, GeometryError)
     assert "is refused: 1 slice missing" in str(cause)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medunet.data.grid import Grid
 from medunet.data.phantom import make_phantom
-from medunet.data.transforms import load_transform
+from medunet.data.transforms import LoadVolumed
 from medunet.data.volume import (
     read_case,
     read_grid,
@@ -165,7 +165,7 @@ def test_stems() -> None:
 
 
 def test_load_imaged_gives_channel_first_ras(scan: Path) -> None:
-    image = load_transform(["image"])({"image": str(scan)})["image"]
+    image = LoadVolumed()({"image": str(scan)})["image"]
     assert image.shape == (1, 12, 10, 8)
     assert np.array_equal(image.affine.numpy(), nib.load(scan).affine)
 
@@ -173,7 +173,7 @@ def test_load_imaged_gives_channel_first_ras(scan: Path) -> None:
 def test_no_default_reader_steps_in_for_a_refused_file(real_data: Data) -> None:
     path = real_data("nifti_cases") / "nan" / "nan.mha"
     with pytest.raises(InputError, match=r"nan\.mha: \d+ of \d+ voxels are NaN or infinite"):
-        load_transform(["image"])({"image": str(path)})
+        LoadVolumed()({"image": str(path)})
 
 
 def test_a_flipped_bit_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:

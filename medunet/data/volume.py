@@ -174,7 +174,7 @@ def write_label(path: StrPath, array: IntArray, grid: Grid, like: StrPath | None
     dtype = next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low <= high <= np.iinfo(t).max), None)
     if dtype is None:
         raise InputError(f"{path}: label values {low} to {high} do not fit 32 bits; number the classes from 0")
-    _write_nifti(path, array.astype(dtype), grid, like)
+    _write_nifti(path, array.astype(dtype, copy=False), grid, like)
 
 
 def write_image(path: StrPath, array: FloatArray, grid: Grid) -> None:
@@ -199,11 +199,12 @@ def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | Non
         image.set_qform(grid.affine, code=1, strip_shears=True)
         image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
-    content = image.to_bytes()
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         if suffix_of(path) == ".nii.gz":
-            content = gzip.compress(content, compresslevel=4, mtime=0)
-        temporary.write_bytes(content)
+            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
+                image.to_stream(packed)
+        else:
+            image.to_stream(file)
 
 
 def _is_dicom(path: StrPath) -> bool:
