@@ -56,7 +56,8 @@ class OpenVinoBackend:
     def _convert(self, network: nn.Module, example: Tensor) -> Files:
         with torch.no_grad():
             traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-                copy_for_export(network), example, check_trace=False)
+                copy_for_export(network), example, check_trace=False
+            )
         model = self.openvino.convert_model(traced, example_input=example, input=[list(example.shape)])
         with tempfile.TemporaryDirectory(prefix="medunet-") as folder:
             self.openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=False)
