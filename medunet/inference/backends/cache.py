@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,7 @@ from medunet.errors import ResourceError
 
 Files: TypeAlias = dict[str, bytes]
 _Session = TypeVar("_Session")
-_UNUSABLE = (OSError, ResourceError, zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError)
+_UNUSABLE = (OSError, ResourceError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError)
 
 
 def network_digest(network: nn.Module) -> str:
@@ -56,6 +57,14 @@ def key_of(digest: str, window: Sequence[int], channels: int, parts: Iterable[ob
 def model_path(cache: Path | None, backend: str, key: str) -> Path | None:
     """Where the converted network of a backend lies."""
     return None if cache is None else Path(cache) / f"{backend}-{key}.zip"
+
+
+def is_kept(path: Path | None) -> bool:
+    """Whether there is a file that can be looked at."""
+    try:
+        return path is not None and path.is_file()
+    except OSError:
+        return False
 
 
 def open_cached(path: Path | None, convert: Callable[[], Files], start: Callable[[Files], _Session]) -> _Session:
@@ -110,7 +119,7 @@ def processor() -> str:
 
 
 def _read(path: Path | None) -> Files | None:
-    if path is None or not path.is_file():
+    if path is None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from medunet.inference.backends.build import COMPILED, first_line
-from medunet.inference.backends.cache import key_of, network_digest, processor, read_choice, version, write_choice
+from medunet.inference.backends.cache import (
+    is_kept,
+    key_of,
+    network_digest,
+    processor,
+    read_choice,
+    version,
+    write_choice,
+)
 from medunet.inference.backends.protocol import Backend, example_window
 from medunet.inference.backends.pytorch import TorchBackend
 
@@ -35,13 +43,15 @@ class _Job:
     digest: str
 
     def cached(self, name: str) -> bool:
-        path = COMPILED[name].file(self.cache, self.digest, self.window, self.channels)
-        return path is not None and path.is_file()
+        """Whether the converted network lies in the cache."""
+        return is_kept(COMPILED[name].file(self.cache, self.digest, self.window, self.channels))
 
     def make(self, name: str) -> Backend:
+        """The compiled backend called `name`."""
         return COMPILED[name].make(self.network, self.window, self.channels, self.cache, self.digest)
 
     def choice_file(self, names: Sequence[str]) -> Path | None:
+        """Where the choice among `names` is remembered: it holds for these versions, threads and processor."""
         versions = [f"{package} {version(package)}" for package in ("medunet", "torch")]
         versions += [f"{name} {version(COMPILED[name].packages[0])}" for name in names]
         key = key_of(self.digest, self.window, self.channels, [*versions, torch.get_num_threads(), processor()])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medunet.inference.backends.cache import Files, key_of, model_path, open_cached, version
-from medunet.inference.backends.protocol import copy_for_export, example_window
+from medunet.inference.backends.protocol import copy_for_export, example_window, quiet
 
 _OPSET = 17
 
@@ -69,7 +66,7 @@ def model_file(cache: Path | None, digest: str, window: Sequence[int], channels:
 
 def _convert(network: nn.Module, example: Tensor) -> Files:
     # The TorchScript exporter does without onnxscript, and for our networks the graph is the same.
-    with tempfile.TemporaryDirectory(prefix="medunet-") as folder, torch.no_grad(), _quiet():
+    with tempfile.TemporaryDirectory(prefix="medunet-") as folder, torch.no_grad(), quiet():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             copy_for_export(network),
@@ -81,17 +78,3 @@ def _convert(network: nn.Module, example: Tensor) -> Files:
             output_names=["logits"],
         )
         return {path.name: path.read_bytes()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own future."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medunet.inference.backends.cache import Files, key_of, model_path, open_cached, version
-from medunet.inference.backends.protocol import copy_for_export, example_window
+from medunet.inference.backends.protocol import copy_for_export, example_window, quiet
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -54,7 +54,7 @@ class OpenVinoBackend:
         return torch.from_numpy(results[0])
 
     def _convert(self, network: nn.Module, example: Tensor) -> Files:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             traced = torch.jit.trace(  # type: ignore[no-untyped-call]
                 copy_for_export(network), example, check_trace=False
             )

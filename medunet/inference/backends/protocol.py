@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -50,3 +53,17 @@ class _SingleOutput(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         return full_output(self.network(windows))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of tracing and exporting, on sizes taken as constant and on the exporter's own future."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
