@@ -1,0 +1,102 @@
+"""A backend by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from medunet.errors import InputError, MedunetError, NetworkError, ResourceError
+from medunet.inference.backends import onnx, openvino
+from medunet.inference.backends.cache import network_digest
+from medunet.inference.backends.protocol import Backend
+from medunet.inference.backends.pytorch import TorchBackend
+
+_Make: TypeAlias = Callable[[nn.Module, Sequence[int], int, Path | None, str], Backend]
+_File: TypeAlias = Callable[[Path | None, str, Sequence[int], int], Path | None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A backend that converts the network: what it needs, how it is made, where its file lies."""
+
+    packages: tuple[str, ...]
+    make: _Make
+    file: _File
+
+    @property
+    def installed(self) -> bool:
+        """Whether its packages can be found; nothing is imported."""
+        try:
+            return all(importlib.util.find_spec(package) is not None for package in self.packages)
+        except (ImportError, ValueError):
+            return False
+
+
+COMPILED = {
+    "openvino": Compiled(("openvino",), openvino.OpenVinoBackend, openvino.model_file),
+    "onnx": Compiled(("onnxruntime", "onnx"), onnx.OnnxBackend, onnx.model_file),
+}
+NAMES = ("torch", *COMPILED)
+
+
+def make_backend(
+    name: str,
+    network: nn.Module,
+    device: torch.device | str,
+    window: Sequence[int],
+    channels: int,
+    *,
+    amp: bool = False,
+    cache: Path | None = None,
+) -> Backend:
+    """The backend called `name` (one of NAMES).
+
+    Args:
+        name: ``torch``, ``openvino`` or ``onnx``.
+        network: the network with its weights; the compiled backends keep a copy of them.
+        device: where to run; compiled backends run on the CPU only.
+        window: spatial size of the network's input, 2 or 3 numbers.
+        channels: image channels.
+        amp: mixed precision (torch on CUDA only).
+        cache: folder for converted networks, or None.
+
+    Raises:
+        InputError: the name is not known, or the backend does not run on the device.
+        ResourceError: its package is not installed.
+        NetworkError: it cannot convert the network.
+    """
+    device = torch.device(device)
+    if name == "torch":
+        return TorchBackend(network, device, amp)
+    if name not in COMPILED:
+        raise InputError(f"backend '{name}' is not known; give auto, {', '.join(NAMES)}")
+    if device.type != "cpu":
+        raise InputError(f"backend '{name}' runs on the CPU, not on {device}; give --device cpu or --backend torch")
+    if not COMPILED[name].installed:
+        raise _missing(name)
+    try:
+        return COMPILED[name].make(network, window, channels, cache, network_digest(network))
+    except ImportError as error:
+        raise _missing(name) from error
+    except MedunetError:
+        raise
+    except Exception as error:  # the converters raise whatever they like
+        raise NetworkError(
+            f"backend '{name}' cannot run this network ({first_line(error)}); give --backend torch"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, else its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _missing(name: str) -> ResourceError:
+    return ResourceError(f"backend '{name}' is not installed; pip install 'medunet[{name}]'")

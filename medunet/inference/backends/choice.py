@@ -1,0 +1,184 @@
+"""``auto``: the backend that is fastest on this machine, measured on one window."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medunet.inference.backends.build import COMPILED, first_line
+from medunet.inference.backends.cache import (
+    is_kept,
+    key_of,
+    network_digest,
+    processor,
+    read_choice,
+    version,
+    write_choice,
+)
+from medunet.inference.backends.protocol import Backend, example_window
+from medunet.inference.backends.pytorch import TorchBackend
+
+CONVERT_SECONDS = 10.0
+"""About what converting a network costs."""
+START_SECONDS = 1.0
+"""About what starting a converted network from the cache costs."""
+AGREEMENT = 1e-3
+"""How far logits may be from PyTorch's, as a fraction of the range of those."""
+_TRIAL_WINDOWS = 3
+_ENOUGH_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class _Job:
+    network: nn.Module
+    window: Sequence[int]
+    channels: int
+    cache: Path | None
+    digest: str
+
+    def cached(self, name: str) -> bool:
+        """Whether the converted network lies in the cache."""
+        return is_kept(COMPILED[name].file(self.cache, self.digest, self.window, self.channels))
+
+    def make(self, name: str) -> Backend:
+        """The compiled backend called `name`."""
+        return COMPILED[name].make(self.network, self.window, self.channels, self.cache, self.digest)
+
+    def choice_file(self, names: Sequence[str]) -> Path | None:
+        """Where the choice among `names` is remembered: it holds for these versions, threads and processor."""
+        versions = [f"{package} {version(package)}" for package in ("medunet", "torch")]
+        versions += [f"{name} {version(COMPILED[name].packages[0])}" for name in names]
+        key = key_of(self.digest, self.window, self.channels, [*versions, torch.get_num_threads(), processor()])
+        return None if self.cache is None else Path(self.cache) / f"choice-{key}.json"
+
+
+def choose_backend(
+    network: nn.Module,
+    device: torch.device | str,
+    window: Sequence[int],
+    channels: int,
+    *,
+    amp: bool = False,
+    cache: Path | None = None,
+    windows: int,
+) -> tuple[Backend, str]:
+    """The fastest backend for about `windows` windows, and one sentence that says why.
+
+    On the CPU each installed backend runs one window, unless the job is too small to pay for its conversion. Logits
+    must agree with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`.
+
+    Args:
+        network: the network with its weights.
+        device: where to run; anything but the CPU takes torch.
+        window: spatial size of the network's input, 2 or 3 numbers.
+        channels: image channels.
+        amp: mixed precision (torch on CUDA only).
+        cache: folder for converted networks and choices, or None.
+        windows: about how many windows there are to run.
+    """
+    plain = TorchBackend(network, device, amp)
+    names = [name for name, compiled in COMPILED.items() if compiled.installed]
+    if plain.device.type != "cpu":
+        return plain, f"torch: the backend for {plain.device.type}"
+    if not names:
+        return plain, "torch: no other backend is installed"
+    job = _Job(network, window, channels, cache, network_digest(network))
+    return _remembered(job, plain, names) or _measured(job, plain, names, windows)
+
+
+def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> tuple[Backend, str] | None:
+    kept = read_choice(job.choice_file(names))
+    name, sentence = str(kept.get("backend")), f"{kept.get('sentence')}, as measured before"
+    if name == plain.name:
+        return plain, sentence
+    if name not in names or not job.cached(name):
+        return None
+    try:
+        return job.make(name), sentence
+    except Exception:  # it ran when it was chosen: measure again
+        return None
+
+
+def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> tuple[Backend, str]:
+    example = example_window(job.window, job.channels)
+    logits, seconds = _timed(plain, example)
+    worth = _worth(job, names, windows, seconds)
+    if worth:
+        logits, seconds = _timed(plain, example)
+        worth = _worth(job, worth, windows, seconds)
+    if not worth:
+        return plain, f"torch: {duration(seconds)} a window; {windows} are too few to prepare another backend"
+    best, times, refused = plain, {plain.name: seconds}, []
+    for name in worth:
+        backend, result = _trial(job, name, example, logits)
+        if backend is None:
+            refused.append(f"{name} left out: {result}")
+            continue
+        times[name] = float(result)
+        best = backend if times[name] < times[best.name] else best
+    sentence = _sentence(best.name, times, refused)
+    if list(worth) == list(names):
+        write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
+    return best, sentence
+
+
+def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> list[str]:
+    """The backends whose preparation (conversion, trial windows) costs less than the whole job in torch."""
+
+    def cost(name: str) -> float:
+        return (START_SECONDS if job.cached(name) else CONVERT_SECONDS) + _TRIAL_WINDOWS * seconds
+
+    return [name for name in names if windows * seconds > cost(name)]
+
+
+def _trial(job: _Job, name: str, example: Tensor, expected: Tensor) -> tuple[Backend, float] | tuple[None, str]:
+    """The backend and its seconds for a window, or None and why it is left out."""
+    try:
+        backend = job.make(name)
+        backend(example)
+        logits, seconds = _timed(backend, example)
+    except Exception as error:  # the converters raise whatever they like
+        return None, f"it cannot run this network ({first_line(error)})"
+    if logits.shape != expected.shape:
+        return None, f"its logits have the shape {list(logits.shape)}, not {list(expected.shape)}"
+    span = float(expected.max() - expected.min())
+    difference = float((logits - expected).abs().max())
+    if not difference <= AGREEMENT * span:
+        return None, f"its logits differ by {difference / max(span, 1e-30):.1%} of their range"
+    return backend, seconds
+
+
+def _timed(backend: Backend, example: Tensor) -> tuple[Tensor, float]:
+    """The logits, and the seconds of the fastest of up to five runs: short ones are repeated, since they scatter."""
+    best, spent = math.inf, 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        logits = backend(example)
+        seconds = time.perf_counter() - start
+        best, spent = min(best, seconds), spent + seconds
+        if spent > _ENOUGH_SECONDS:
+            break
+    return logits, best
+
+
+def _sentence(best: str, times: dict[str, float], refused: Sequence[str]) -> str:
+    others = ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items() if name != best)
+    measured = f"{best}: {duration(times[best])} a window" + (f" ({others})" if others else "")
+    return "; ".join([measured, *refused])
+
+
+def duration(seconds: float) -> str:
+    """A duration for reading.
+
+    >>> duration(2.13), duration(0.0721), duration(0.0004)
+    ('2.1 s', '72 ms', '0.4 ms')
+    """
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"

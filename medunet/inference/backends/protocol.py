@@ -1,0 +1,69 @@
+"""What every backend is, and what they share."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Backend(Protocol):
+    """Logits of windows.
+
+    `name` is what is shown and stored; `device` is where windows are wanted and logits come out.
+
+    Shapes: (n, channels, *window) float32 on `device` -> (n, classes, *window) float32 on `device`; n varies, and the
+    logits may be changed in place.
+    """
+
+    name: str
+    device: torch.device
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """The logits of a batch of windows."""
+        ...
+
+
+def full_output(result: Any) -> Tensor:
+    """The full-resolution output of a network that may return several, highest resolution first."""
+    first: Tensor = result[0] if isinstance(result, (list, tuple)) else result
+    return first
+
+
+def example_window(window: Sequence[int], channels: int) -> Tensor:
+    """The same noise every time: (1, channels, *window) float32 on the CPU."""
+    return torch.randn((1, channels, *window), generator=torch.Generator().manual_seed(0))
+
+
+def copy_for_export(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode on the CPU with a single output; the original keeps its mode."""
+    return _SingleOutput(copy.deepcopy(network).cpu()).eval()
+
+
+class _SingleOutput(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return full_output(self.network(windows))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of tracing and exporting, on sizes taken as constant and on the exporter's own future."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,344 @@
+"""Backends: the same logits from each, conversions kept and mended, and a choice that is measured and remembered."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medunet.errors import InputError, NetworkError, ResourceError
+from medunet.inference.backends import (
+    NAMES,
+    Backend,
+    OpenVinoBackend,
+    TorchBackend,
+    choice,
+    choose_backend,
+    make_backend,
+    network_digest,
+)
+from medunet.networks import UNet
+
+PACKAGES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnx"], "torch": []}
+WINDOWS = {2: (32, 24), 3: (16, 8, 16)}
+CHANNELS = 2
+
+
+def missing(name: str) -> list[str]:
+    return [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
+
+
+def backend_marks(names: tuple[str, ...]) -> list[object]:
+    return [
+        pytest.param(n, marks=pytest.mark.skipif(bool(missing(n)), reason=f"not installed: {missing(n)}"))
+        for n in names
+    ]
+
+
+EVERY = backend_marks(NAMES)
+COMPILED = backend_marks(("openvino", "onnx"))
+needs_both = pytest.mark.skipif(bool(missing("openvino") + missing("onnx")), reason="needs openvino and onnxruntime")
+
+
+def unet(dims: int = 2, seed: int = 0, **options: object) -> UNet:
+    torch.manual_seed(seed)
+    return UNet.of_depth(3, 4, dims, in_channels=CHANNELS, out_channels=3, **options)
+
+
+def windows(dims: int, n: int) -> Tensor:
+    return torch.randn((n, CHANNELS, *WINDOWS[dims]), generator=torch.Generator().manual_seed(n))
+
+
+def logits_of(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = copy.deepcopy(network).eval()(x)
+    return result
+
+
+def make(name: str, network: nn.Module, dims: int = 2, cache: Path | None = None) -> Backend:
+    return make_backend(name, network, "cpu", WINDOWS[dims], CHANNELS, cache=cache)
+
+
+def choose(network: nn.Module, count: int, cache: Path | None = None) -> tuple[Backend, str]:
+    return choose_backend(network, "cpu", WINDOWS[2], CHANNELS, cache=cache, windows=count)
+
+
+def forbid(*_: object, **__: object) -> None:
+    raise RuntimeError("nothing should be converted or measured here")
+
+
+@pytest.fixture
+def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.jit, "trace", forbid)
+    monkeypatch.setattr(torch.onnx, "export", forbid)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Openvino and onnxruntime look as if they were not installed."""
+    for package in ("openvino", "onnxruntime", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    ("dims", "options"),
+    [
+        (2, {}),
+        (2, {"norm": "batch", "activation": "gelu"}),
+        (3, {"deep_supervision": 1}),
+        (3, {"norm": "group", "upsample": "interpolated", "dropout": 0.2}),
+    ],
+)
+def test_every_backend_gives_the_logits_of_the_network(name: str, dims: int, options: dict[str, object]) -> None:
+    network = unet(dims, **options)
+    backend = make(name, network, dims)
+    assert (backend.name, backend.device) == (name, torch.device("cpu"))
+    for n in (1, 3, 2):
+        x = windows(dims, n)
+        before = x.clone()
+        logits = backend(x)
+        assert logits.dtype == torch.float32
+        assert (logits - logits_of(network, x)).abs().max() < 1e-4
+        kept = logits.clone()
+        logits.mul_(2)  # callers weight logits in place
+        assert torch.equal(backend(x), kept)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_windows_may_be_views(name: str) -> None:
+    network = unet()
+    x = windows(2, 3).flip([2]).transpose(2, 3).contiguous().transpose(2, 3)[1:]
+    assert (make(name, network)(x) - logits_of(network, x)).abs().max() < 1e-4
+
+
+def test_torch_sees_later_weights_and_keeps_those_there_are() -> None:
+    network = unet(deep_supervision=1).train()
+    digest = network_digest(network)
+    backend = TorchBackend(network, "cpu", amp=True)
+    first = backend(windows(2, 1))
+    assert network_digest(network) == digest
+    with torch.no_grad():
+        network.heads[0].bias.add_(1.0)
+    assert torch.allclose(backend(windows(2, 1)), first + 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_backends_keep_the_weights_they_were_made_with(name: str) -> None:
+    network = unet().train()
+    backend = make(name, network)
+    first = backend(windows(2, 1))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert network.training
+    assert torch.equal(backend(windows(2, 1)), first)
+
+
+def test_digest_covers_weights_and_structure() -> None:
+    network = unet()
+    assert network_digest(network) == network_digest(unet())
+    others = [unet(seed=1), unet(activation="relu"), unet(upsample="interpolated"), nn.Sequential(network)]
+    others.append(copy.deepcopy(network).to(torch.bfloat16))
+    assert len({network_digest(n) for n in [network, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_network_that_cannot_be_converted_is_said_so(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match=f"backend '{name}' cannot run this network .*give --backend torch"):
+        make(name, Unexportable(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_second_start_converts_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = unet(), windows(2, 2)
+    expected = make(name, network, cache=tmp_path)(x)
+    (file,) = tmp_path.iterdir()
+    state, content = file.stat(), file.read_bytes()
+    monkeypatch.setattr(torch.jit, "trace", forbid)
+    monkeypatch.setattr(torch.onnx, "export", forbid)
+    assert torch.equal(make(name, network, cache=tmp_path)(x), expected)
+    assert file.stat().st_mtime_ns == state.st_mtime_ns
+    assert file.read_bytes() == content
+    for other in (unet(seed=1), unet(activation="relu")):
+        with pytest.raises(NetworkError, match="nothing should be converted"):
+            make(name, other, cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "not a zip", "a folder", "foreign"])
+def test_a_broken_file_is_made_again(name: str, damage: str, tmp_path: Path) -> None:
+    network, x = unet(), windows(2, 1)
+    expected = make(name, network, cache=tmp_path)(x)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    break_file(file, whole, damage)
+    assert torch.equal(make(name, network, cache=tmp_path)(x), expected)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    if damage != "a folder":
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
+            assert all(info.file_size > 100 for info in archive.infolist())
+
+
+def break_file(file: Path, whole: bytes, damage: str) -> None:
+    middle = len(whole) // 2
+    contents = {
+        "truncated": whole[:middle],
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        "empty": b"",
+        "not a zip": b"x" * 1000,
+    }
+    if damage == "a folder":
+        file.unlink()
+        file.mkdir()
+    elif damage == "foreign":
+        with zipfile.ZipFile(file, "w") as archive:
+            for member in ("model.xml", "model.bin", "model.onnx"):
+                archive.writestr(member, b"of something else")
+    else:
+        file.write_bytes(contents[damage])
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cache_that_cannot_be_written_is_done_without(name: str, tmp_path: Path) -> None:
+    network, x = unet(), windows(2, 1)
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("no folder")
+    folders = [in_the_way / "cache"]
+    if os.geteuid():
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o555)
+        folders.append(locked)
+    for folder in folders:
+        assert (make(name, network, cache=folder)(x) - logits_of(network, x)).abs().max() < 1e-4
+    assert in_the_way.read_text() == "no folder"
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+def test_a_missing_package_is_named(name: str, without: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ResourceError, match=rf"backend '{name}' is not installed; pip install 'medunet\[{name}\]'"):
+        make(name, unet())
+    backend, sentence = choose(unet(), 10**6)
+    assert (backend.name, sentence) == ("torch", "torch: no other backend is installed")
+
+
+def test_names_and_devices_are_checked() -> None:
+    with pytest.raises(InputError, match="backend 'tensorrt' is not known; give auto, torch, openvino, onnx"):
+        make("tensorrt", unet())
+    with pytest.raises(InputError, match="backend 'onnx' runs on the CPU, not on cuda; give --device cpu"):
+        make_backend("onnx", unet(), "cuda", WINDOWS[2], CHANNELS)
+
+
+@needs_both
+def test_a_small_job_takes_torch(tmp_path: Path, no_conversion: None) -> None:
+    backend, sentence = choose(unet(), 4, tmp_path)
+    assert backend.name == "torch"
+    assert "a window; 4 are too few to prepare another backend" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+@needs_both
+def test_a_large_job_is_measured_and_the_choice_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = unet(), windows(2, 2)
+    backend, sentence = choose(network, 10**7, tmp_path)
+    assert sentence.startswith(f"{backend.name}: ")
+    assert "a window" in sentence
+    assert all(name in sentence for name in NAMES)
+    assert (backend(x) - logits_of(network, x)).abs().max() < 1e-4
+    monkeypatch.setattr(torch.jit, "trace", forbid)
+    monkeypatch.setattr(torch.onnx, "export", forbid)
+    monkeypatch.setattr(choice, "_timed", forbid)
+    again, repeated = choose(network, 10**7, tmp_path)
+    assert (again.name, repeated) == (backend.name, f"{sentence}, as measured before")
+    with pytest.raises(RuntimeError, match="nothing should be"):
+        choose(unet(seed=1), 10**7, tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(RuntimeError, match="nothing should be"):
+            choose(network, 10**7, tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_both
+@pytest.mark.parametrize("content", ["", "[1]", '{"backend": "tensorrt"}', '{"sentence": 3}'])
+def test_a_broken_memory_is_measured_again(content: str, tmp_path: Path) -> None:
+    network = unet()
+    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network))
+    path = job.choice_file(["openvino", "onnx"])
+    assert path is not None
+    path.write_text(content)
+    assert "are too few" in choose(network, 4, tmp_path)[1]
+
+
+class Unexportable(nn.Module):
+    """Depends on what the converters cannot know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(CHANNELS, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            raise RuntimeError("this network cannot be traced\nat all")
+        result: Tensor = self.layer(x)
+        return result
+
+
+class Deceiving(Unexportable):
+    """Computes something else when it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result * 1.01 if torch.jit.is_tracing() else result
+
+
+@needs_both
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(Unexportable(), "cannot be traced"), (Deceiving(), "its logits differ by")],
+)
+def test_what_cannot_be_trusted_is_left_out(network: nn.Module, reason: str, tmp_path: Path) -> None:
+    backend, sentence = choose(network, 10**8, tmp_path)
+    assert backend.name == "torch"
+    assert "openvino left out: " in sentence
+    assert "onnx left out: " in sentence
+    assert reason in sentence
+    assert "\n" not in sentence
+    assert choose(network, 10**8, tmp_path)[1] == f"{sentence}, as measured before"
+
+
+@pytest.mark.skipif(bool(missing("openvino")), reason="openvino is not installed")
+def test_openvino_computes_in_float32() -> None:
+    network = unet()
+    backend = OpenVinoBackend(network, WINDOWS[2], CHANNELS, None, network_digest(network))
+    compiled = backend.request.get_compiled_model()
+    assert "32" in str(compiled.get_property("INFERENCE_PRECISION_HINT"))
+
+
+@pytest.mark.skipif(bool(missing("openvino")), reason="openvino is not installed")
+def test_packages_are_imported_late_and_openvino_without_reports_to_its_makers() -> None:
+    program = (
+        "import sys; from medunet.inference.backends.openvino import import_openvino; "
+        "print({'openvino', 'onnxruntime', 'onnx'} & set(sys.modules)); import_openvino(); "
+        "print([name for name in sys.modules if 'telemetry' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before == "set()"
+    assert "openvino_telemetry" not in after
+    assert "telemetry_stub" in after
