@@ -107,10 +107,12 @@ def predict(
     probabilities: bool = False,
     allow_gaps: bool = False,
     report: Callable[[CaseResult], None] = lambda result: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[CaseResult]:
     """Segment inputs with a trained bundle, each onto its own grid; run again, only what is missing is done.
 
-    `overrides` may hold ``"save::output_format"``: ``nifti``, ``dicom-seg`` or ``rtstruct``.
+    `overrides` may hold ``"save::output_format"``: ``nifti``, ``dicom-seg`` or ``rtstruct``. `report` is called with
+    each case that is finished, `say` with what is known before the first one starts: the backend, and an estimate.
 
     Raises:
         MedunetError: the bundle or the inputs cannot be used at all; a case that fails is told in its result.
@@ -124,7 +126,9 @@ def predict(
 
     cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
     segmenter = _segmenter(root, {"output_dir": str(output), **(overrides or {})})
-    return segment_cases(segmenter, cases, output, force=force, keep_probabilities=probabilities, report=report)
+    return segment_cases(
+        segmenter, cases, output, force=force, keep_probabilities=probabilities, report=report, say=say
+    )
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from medunet.data.phantom import make_phantom
 from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, LoadVolumed, Preprocess, scale_of, to_classes
 from medunet.data.volume import read_volume, write_image, write_label
-from medunet.errors import BundleError, InputError, ResourceError, root_cause
+from medunet.errors import BundleError, InputError, NetworkError, ResourceError, root_cause
 from medunet.inference import WindowInferer, pick_device
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
@@ -28,6 +28,8 @@ from medunet.inference.inputs import find_cases, name_outputs
 from medunet.inference.placement import axis_starts
 from medunet.inference.restoring import Restorer
 from medunet.inference.weights import load_weights
+from medunet.networks import UNet
+from medunet.networks.receptive import receptive_field
 
 PLAN = {
     "dims": 3, "orientation": "RAS", "spacing": [1.0, 1.0, 1.0], "channels": ["CT"],
@@ -57,7 +59,7 @@ def probabilities_of(engine: WindowInferer, image: MetaTensor, network: Any, cla
     def keep(number: int, box: Any, values: torch.Tensor) -> None:
         result[(number, *(slice(*bounds) for bounds in box))] = values
 
-    engine.segment(engine.frame.see(image), network, keep)
+    engine.segment([engine.frame.see(image)], network, [keep])
     return result
 
 
@@ -392,3 +394,66 @@ def test_root_cause_prefers_our_own_error() -> None:
     outer.__cause__, middle.__cause__ = middle, KeyError("deep")
     assert root_cause(outer) is middle
     assert str(root_cause(RuntimeError("alone"))) == "alone"
+
+
+@pytest.mark.parametrize("options", [{"norm": "none"}, {"norm": "batch", "upsample": "interpolated"}])
+def test_exact_tiles_give_the_result_of_the_whole_volume(options: dict[str, Any]) -> None:
+    """Overlap-tile: whatever the tiles, each voxel once, as if the volume had gone through in one pass."""
+    torch.manual_seed(0)
+    network = UNet.of_depth(3, 4, 3, out_channels=2, **options).eval()
+    image = image_on(Grid.from_spacing((50, 45, 90)))
+    engine = inferer(2, blend="exact", border="mirror", patch_size=(16, 16, 16))
+    seen = engine.frame.see(image)
+    border, windows = engine.windows(seen, network)
+    assert windows.count > 1
+    with torch.no_grad():
+        logits = network(border.read(tuple((0, n) for n in border.size))[None])[0]
+    inner = tuple(slice(b, b + n) for b, n in zip(border.before, border.inner, strict=True))
+    expected = logits.softmax(0)[(slice(None), *inner)]
+    assert torch.allclose(probabilities_of(engine, image, network, 2), expected, atol=1e-5)
+
+
+def test_exact_tiles_count_every_voxel_once() -> None:
+    network = UNet.of_depth(3, 2, 2, norm="none").eval()
+    engine = inferer(2, blend="exact", patch_size=(32, 32))
+    _, windows = engine.windows(engine.frame.see(image_on(Grid.from_spacing((300, 140, 3)))), network)
+    counted = np.zeros(windows.size, int)
+    for row in windows.rows():
+        for place in row.places:
+            counted[tuple(slice(span.first, span.stop) for span in place)] += 1
+    assert (counted == 1).all()
+
+
+def test_a_network_that_sees_everything_has_no_exact_tiles() -> None:
+    network = UNet.of_depth(2, 2, 3, norm="instance").eval()
+    with pytest.raises(NetworkError, match="depends on all of its input"):
+        inferer(2, blend="exact")(image_on(Grid.from_spacing((40, 40, 40)))[None], network)
+
+
+@pytest.mark.parametrize(
+    ("layers", "halo"),
+    [
+        ([nn.Conv3d(1, 1, 3, padding=1)], (1, 1)),
+        ([nn.Conv3d(1, 1, 3, padding=2, dilation=2), nn.ReLU(), nn.Conv3d(1, 1, 5, padding=2)], (4, 4)),
+        ([nn.Conv3d(1, 1, 2, stride=2), nn.Conv3d(1, 1, 3, padding=1), nn.ConvTranspose3d(1, 1, 2, stride=2)], (3, 3)),
+        ([nn.InstanceNorm3d(1)], None),
+    ],
+)
+def test_receptive_fields(layers: list[nn.Module], halo: tuple[int, int] | None) -> None:
+    network = nn.Sequential(*layers)
+    network.spatial_divisor = (2, 2, 2)
+    got = receptive_field(network, 3)
+    assert got == (None if halo is None else (halo,) * 3)
+
+
+def test_images_share_forward_passes() -> None:
+    torch.manual_seed(0)
+    network, sizes = nn.Conv2d(1, 2, 3, padding=1).eval(), []
+    hook = network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    engine = inferer(2, patch_size=(16, 16), batch_size=8)
+    images = [engine.frame.see(image_on(Grid.from_spacing((16, 16, 1)), seed=n)) for n in range(5)]
+    together = engine.segment(images, network)
+    assert sizes == [5]
+    hook.remove()
+    for image, labels in zip(images, together, strict=True):
+        assert np.array_equal(engine.segment([image], network)[0], labels)

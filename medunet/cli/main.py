@@ -116,7 +116,7 @@ def predict(
         bool, typer.Option("--labelmap", help="dicom-seg as a label map; fewer viewers read it")
     ] = False,
     allow_gaps: AllowGaps = False,
-    backend: Annotated[str, typer.Option("--backend", help="auto or torch")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="auto, torch, openvino or onnx")] = "auto",
     device: Device = "auto",
     overlap: Annotated[float | None, typer.Option("--overlap", min=0.0, max=0.95, help="of windows")] = None,
     mirror: Annotated[
@@ -129,11 +129,13 @@ def predict(
     from medunet import verbs
 
     options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
-    options.one_of("--backend", backend, ("auto", "torch"))
-    overrides = options.predict_options(device, overlap, mirror) | options.save_options(output_format, labelmap)
+    options.one_of("--backend", backend, ("auto", "torch", "openvino", "onnx"))
+    overrides = options.predict_options(device, backend, overlap, mirror) | options.save_options(
+        output_format, labelmap
+    )
     results = verbs.predict(
         bundle, inputs, output, overrides,
-        force=force, probabilities=probabilities, allow_gaps=allow_gaps, report=state.case,
+        force=force, probabilities=probabilities, allow_gaps=allow_gaps, report=state.case, say=state.say,
     )  # fmt: skip
     failed = [result for result in results if result.state in ("failed", "refused")]
     state.done(results, output)

@@ -138,9 +138,11 @@ def train_options(
     return {**overrides, **_device(device), **parse_settings(pairs)}
 
 
-def predict_options(device: str, overlap: float | None, mirror: bool) -> dict[str, Any]:
+def predict_options(device: str, backend: str, overlap: float | None, mirror: bool) -> dict[str, Any]:
     """MONAI overrides for a prediction run."""
     overrides = _device(device)
+    if backend != "auto":
+        overrides["inferer::backend"] = backend
     if overlap is not None:
         overrides["inferer::overlap"] = overlap
     if mirror:

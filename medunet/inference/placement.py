@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -69,6 +69,10 @@ class Windows:
     def depth(self) -> int:
         """The most planes that are open at a time."""
         return max(row.stop - row.first for row in self.rows())
+
+    def in_one_row(self) -> Windows:
+        """The same windows as one row: all planes are open until the end."""
+        return replace(self, group=len(self.spans[self.axis]))
 
     def rows(self) -> Iterator[Row]:
         """The rows in their order."""

@@ -19,7 +19,7 @@ import torch
 
 from medunet.data.atomic import remove_stale
 from medunet.data.dicom.source import Source
-from medunet.data.transforms import without_voxels
+from medunet.data.transforms import NetworkImage, without_voxels
 from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
@@ -27,6 +27,8 @@ from medunet.inference.inputs import InputCase
 from medunet.inference.saving import output_name, probability_file, require_writable
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.windows import WindowInferer, is_out_of_memory
+
+_LONG = 5.0  # seconds of computing that are worth an announcement
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -63,16 +65,18 @@ def segment_cases(
     force: bool = False,
     keep_probabilities: bool = False,
     report: Callable[[CaseResult], None] = lambda result: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[CaseResult]:
     """Segment every case that is not done yet; a case that fails leaves the others unharmed.
 
-    `report` is called when a case is written, from another thread.
+    `report` is called when a case is written, from another thread; `say` before the first case is computed.
 
     Raises:
         ResourceError: the disk is full (every further case would fail too).
     """
     remove_stale(output_dir)
-    run = _Run(segmenter, output_dir, force, keep_probabilities, report)
+    segmenter.inferer.expected = len(cases)
+    run = _Run(segmenter, output_dir, force, keep_probabilities, (report, say))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         try:
             opened = one_ahead(reader, run.open, cases)
@@ -101,10 +105,12 @@ class _Run:
         output_dir: Path,
         force: bool,
         keep_probabilities: bool,
-        report: Callable[[CaseResult], None],
+        tell: tuple[Callable[[CaseResult], None], Callable[[str], None]],
     ) -> None:
-        self.segmenter, self.output_dir, self.force, self.report = segmenter, output_dir, force, report
+        self.segmenter, self.output_dir, self.force = segmenter, output_dir, force
         self.keep_probabilities = keep_probabilities
+        self.report, self.say = tell
+        self._told = False
         self.status = Status(output_dir, segmenter.digest)
 
     def open(self, case: InputCase) -> Work:
@@ -167,12 +173,29 @@ class _Run:
 
     def _segment(self, work: Work) -> None:
         inferer, seen = self.segmenter.inferer, work.item.pop("seen")
+        self._tell(work.case.name, seen)
         classes = int(self.segmenter.plan["network"]["out_channels"])
         keep = probability_file(self._probability_path(work.case), (classes, *seen.native.shape))
         with keep if self.keep_probabilities else nullcontext() as sink:
-            labels = inferer.segment(seen, self.segmenter.network, sink)
+            (labels,) = inferer.segment([seen], self.segmenter.network, [sink])
         work.item["pred"] = inferer.label_tensor(labels, seen.native)[0]
         work.item["image"] = without_voxels(work.item["image"])
+
+    def _tell(self, name: str, seen: NetworkImage) -> None:
+        """Before the first case: what computes, and what it will take where that is more than a few seconds."""
+        if self._told:
+            return
+        self._told = True
+        inferer = self.segmenter.inferer
+        load = inferer.workload(seen, self.segmenter.network)
+        if inferer.choice:
+            self.say(inferer.choice)
+        if load.seconds > _LONG:
+            flips = f" x {load.flips} flips" if load.flips > 1 else ""
+            self.say(
+                f"{name}: {load.windows} windows{flips}, about {in_words(load.seconds)}, "
+                f"{load.memory / 1e9:.1f} GB beside the network"
+            )
 
     def _save(self, work: Work) -> None:
         work.result.warnings += self.segmenter.postprocessing(work.item).get("warnings", [])
@@ -188,6 +211,17 @@ class _Run:
             if concern.fatal and not self.force:
                 raise MismatchError(f"{message} (--force predicts all the same)")
             work.result.warnings.append(message)
+
+
+def in_words(seconds: float) -> str:
+    """A duration for reading.
+
+    >>> in_words(42), in_words(1300), in_words(9000)
+    ('42 s', '22 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _sentence(case: InputCase, cause: BaseException) -> str:

@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from medunet.data.grid import Grid
-from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, NetworkImage
-from medunet.errors import ResourceError
-from medunet.inference.accumulator import Accumulator
+from medunet.errors import NetworkError, ResourceError
+from medunet.inference.backends import Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
-from medunet.inference.placement import Place, Row, Windows, importance, overlapping
-from medunet.inference.restoring import Restorer, Sink
-from medunet.types import AnyArray
+from medunet.inference.passage import Passage
+from medunet.inference.placement import Windows, importance, overlapping, tiles
+from medunet.inference.restoring import Sink
+from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
+from medunet.types import AnyArray, Shape
+
+COMPILED = "models/compiled"
+"""Where a bundle keeps networks that were converted for a backend."""
+
+_BATCH = {"cpu": 1, "cuda": 4}
+_FLAT_BATCH = {"cpu": 1, "cuda": 32}
+_GROUP = 8  # slices of a 2D network that are held at a time
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an image asks for: windows, flips of each, the seconds they take, and bytes beside the network."""
+
+    windows: int
+    flips: int
+    seconds: float
+    memory: int
 
 
 class WindowInferer(Inferer):
     """From an image as it was read to its label map on the same grid; windows are blended with Gaussian weights.
 
-    Windows run in rows. Of the network's input and its blended logits only the planes that open windows touch are held;
-    finished ones become probabilities, are interpolated onto the file's grid, and the most probable class is written.
+    Windows run in rows. Finished planes become probabilities, are interpolated onto the file's grid, and the most
+    probable class is written.
 
     Args:
         frame: what the network sees of an image.
         labels: stored value per class, background first.
         patch_size: the window in voxels; two numbers for a 2D network, which then runs slice by slice along z.
         overlap: fraction of a window shared with the next.
-        batch_size: windows per forward pass; halved when the device runs out of memory.
+        batch_size: windows per forward pass, halved when the device runs out of memory; null: by the device.
         mirror_axes: spatial axes to average over mirrored inputs (test-time augmentation); none by default.
-        blend: ``gaussian`` or ``constant``.
-        amp: mixed precision on CUDA.
+        blend: ``gaussian``, ``constant``, or ``exact``: windows of a patch and all that its result depends on, each
+            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound.
         border: what lies beyond an image smaller than a window: ``constant``, ``edge`` or ``mirror``.
+        amp: mixed precision on CUDA.
+        backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
+        bundle_root: converted networks are kept in its ``models/compiled``; null: nowhere.
 
     Shapes: MetaTensor (1, channels, x, y, z) -> MetaTensor (1, 1, x, y, z) of stored label values, on the CPU.
 
     Raises:
         InputError: (at call) another number of channels.
-        ResourceError: (at call) one window alone does not fit the memory.
+        NetworkError: (at call) ``exact`` with a network whose output depends on all of its input.
+        ResourceError: (at call) one window alone does not fit the memory, or the backend is not installed.
     """
 
     def __init__(
@@ -53,164 +79,171 @@ class WindowInferer(Inferer):
         labels: Mapping[str, int],
         patch_size: Sequence[int],
         overlap: float = 0.5,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         mirror_axes: Sequence[int] = (),
         blend: str = "gaussian",
         border: str = "constant",
         amp: bool = False,
+        backend: str = "torch",
+        bundle_root: str | None = None,
     ) -> None:
         super().__init__()
         self.frame, self.values = frame, list(labels.values())
         self.flat = len(patch_size) == 2
-        self.window = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
-        self.overlap, self.batch_size, self.mirror_axes = float(overlap), int(batch_size), tuple(mirror_axes)
-        self.amp = bool(amp)
-        self.importance, self.border = importance(self.window, blend), border
+        self.patch = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
+        self.overlap, self.batch_size, self.mirror_axes = float(overlap), batch_size, tuple(mirror_axes)
+        self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
+        self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
+        self.importance = importance(self.patch, "constant" if blend == "exact" else blend)
+        self.expected = 1
+        """How many images like the first are to come: ``auto`` tries more backends for many."""
+        self.choice = ""
+        """What ``auto`` took and why."""
+        self._ready: tuple[Any, Shape, Backend] | None = None
+        self._halo: tuple[Any, Halo] | None = None
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> MetaTensor:
         image = self.frame.see(_alone(inputs))
-        return self.label_tensor(self.segment(image, network), image.native)
+        return self.label_tensor(self.segment([image], network)[0], image.native)
 
     @staticmethod
     def label_tensor(labels: AnyArray, grid: Grid) -> MetaTensor:
         """Labels (x, y, z) as (1, 1, x, y, z) on `grid`."""
         return MetaTensor(torch.from_numpy(labels)[None, None], affine=torch.from_numpy(np.array(grid.affine)))
 
-    @torch.inference_mode()
-    def segment(self, image: NetworkImage, network: Callable[..., Tensor], sink: Sink | None = None) -> AnyArray:
-        """The label map (x, y, z) of an image on the file's grid."""
-        return _Case(self, image, network, sink).run()
+    @torch.no_grad()
+    def segment(
+        self, images: Sequence[NetworkImage], network: Callable[..., Tensor], sinks: Sequence[Sink | None] = ()
+    ) -> list[AnyArray]:
+        """The label maps (x, y, z) of images, each on its file's grid; their windows share forward passes."""
+        passages = []
+        for image, sink in zip(images, sinks or [None] * len(images), strict=True):
+            border, windows = self.windows(image, network)
+            weights = self.importance if windows.window == self.patch else torch.ones(windows.window)
+            passages.append(Passage(image, border, windows, weights, self.values, sink))
+        backend = self.prepare(images[0], network)
+        return self._drive([p.run(self._batch(backend.device)) for p in passages], backend)
 
+    def windows(self, image: NetworkImage, network: Any) -> tuple[Bordered, Windows]:
+        """Where windows lie over an image, enlarged to hold one."""
+        size = image.grid.shape
+        if self.blend != "exact":
+            border = Bordered(image.read, size, self.patch, self.border)
+            return border, overlapping(border.size, self.patch, self.overlap, _GROUP)
+        halo, divisor = self._halo_of(network, image.values.shape[0]), spatial_divisor(network, 2 if self.flat else 3)
+        if self.flat:
+            halo, divisor = (*halo, (0, 0)), (*divisor, 1)
+        whole = [math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
+        window = [
+            min(n, math.ceil((p + sum(h)) / d) * d) for n, p, h, d in zip(whole, self.patch, halo, divisor, strict=True)
+        ]
+        border = Bordered(image.read, size, whole, self.border)
+        return border, tiles(border.size, window, halo, divisor)
 
-class _Case:
-    """One image on its way through the windows."""
+    def workload(self, image: NetworkImage, network: Any) -> Workload:
+        """What an image asks for; one window is timed."""
+        border, windows = self.windows(image, network)
+        backend = self.prepare(image, network)
+        example = torch.zeros((1, image.values.shape[0], *windows.window))
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            classes = self._forward(example, backend).shape[1]
+            seconds.append(time.perf_counter() - start)
+        flips = 2 ** len(self.mirror_axes)
+        plane = math.prod(border.size) // border.size[windows.axis]
+        held = 4 * plane * windows.depth * (classes + 1 + image.values.shape[0])
+        return Workload(windows.count, flips, min(seconds) * windows.count * flips, held)
 
-    def __init__(self, inferer: WindowInferer, image: NetworkImage, network: Any, sink: Sink | None) -> None:
-        self.inferer, self.device = inferer, device_of(network)
-        self.network = network
-        self.input = Bordered(image.read, image.grid.shape, inferer.window, inferer.border)
-        self.windows = overlapping(self.input.size, inferer.window, inferer.overlap, group=8)
-        back = Resampling(image.grid, image.native)
-        if not back.aligned:  # a plane of the file needs all planes of the network's grid
-            self.windows = self._in_one_row(self.windows)
-        self.restorer = Restorer(back, self.windows.axis, inferer.values, sink)
-        self.accumulator: Accumulator | None = None
-        self._planes: tuple[int, Tensor] | None = None
-        self._constant: tuple[tuple[float, ...], Tensor] | None = None
+    def prepare(self, image: NetworkImage, network: Any) -> Backend:
+        """What computes logits; chosen and compiled once per network and window."""
+        if not isinstance(network, nn.Module):
+            return _Function(network)
+        device = device_of(network)
+        if self.backend == "torch":
+            return TorchBackend(network, device, self.amp)
+        _, windows = self.windows(image, network)
+        window = windows.window[:2] if self.flat else windows.window
+        if self._ready is None or self._ready[0] is not network or self._ready[1] != window:
+            channels = image.values.shape[0]
+            if self.backend == "auto":
+                count = windows.count * 2 ** len(self.mirror_axes) * self.expected
+                backend, self.choice = choose_backend(
+                    network, device, window, channels, amp=self.amp, cache=self.cache, windows=count
+                )
+            else:
+                backend = make_backend(self.backend, network, device, window, channels, amp=self.amp, cache=self.cache)
+            self._ready = (network, tuple(window), backend)
+        return self._ready[2]
 
-    def _in_one_row(self, windows: Windows) -> Windows:
-        return Windows(windows.size, windows.window, windows.spans, windows.axis, len(windows.spans[windows.axis]))
+    def _batch(self, device: torch.device) -> int:
+        return self.batch_size or (_FLAT_BATCH if self.flat else _BATCH).get(device.type, 1)
 
-    def run(self) -> AnyArray:
-        """Row after row; the label map."""
-        for row in self.windows.rows():
-            self._finish(row.first)
-            self._run(row)
-        self._finish(self.windows.size[self.windows.axis])
-        return self.restorer.labels
+    def _halo_of(self, network: Any, channels: int) -> Halo:
+        if self._halo is None or self._halo[0] is not network:
+            halo = receptive_field(network, 2 if self.flat else 3, channels)
+            if halo is None:
+                raise NetworkError(
+                    "the network's output depends on all of its input (as with instance normalisation), there are no "
+                    "exact tiles; take blend: gaussian"
+                )
+            self._halo = (network, halo)
+        return self._halo[1]
 
-    def _run(self, row: Row) -> None:
-        slab = self._slab(row.start, row.end)
-        waiting: list[Place] = []
-        for place in row.places:
-            if not self._repeat(slab, row, place):
-                waiting.append(place)
-            if len(waiting) == self.inferer.batch_size:
-                self._add(slab, row, waiting)
-                waiting = []
-        if waiting:
-            self._add(slab, row, waiting)
+    def _drive(self, runs: Sequence[Generator[Tensor, Tensor, AnyArray]], backend: Backend) -> list[AnyArray]:
+        """Run the passages of several images side by side."""
+        results: dict[int, AnyArray] = {}
+        asked = {number: next(run) for number, run in enumerate(runs)}
+        while asked:
+            logits = self._logits(torch.cat(list(asked.values())), backend)
+            answers = torch.split(logits, [len(batch) for batch in asked.values()])
+            for number, answer in zip(list(asked), answers, strict=True):
+                try:
+                    asked[number] = runs[number].send(answer)
+                except StopIteration as done:
+                    results[number] = done.value
+                    del asked[number]
+        return [results[number] for number in range(len(runs))]
 
-    def _slab(self, start: int, stop: int) -> Tensor:
-        """Planes of the network's input; those of the row before are not read again."""
-        box = [(0, n) for n in self.windows.size]
-        first = start
-        parts: list[Tensor] = []
-        if self._planes is not None:
-            before, planes = self._planes
-            first = before + planes.shape[1 + self.windows.axis]
-            parts = (
-                [planes.narrow(1 + self.windows.axis, start - before, max(first - start, 0))] if start < first else []
-            )
-            first = max(first, start)
-        if first < stop:
-            box[self.windows.axis] = (first, stop)
-            parts.append(self.input.read(tuple(box)))
-        slab = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1 + self.windows.axis)
-        self._planes = (start, slab)
-        return slab
-
-    def _cut(self, slab: Tensor, row: Row, place: Place) -> Tensor:
-        starts = [span.start - (row.start if axis == self.windows.axis else 0) for axis, span in enumerate(place)]
-        return slab[(slice(None), *(slice(s, s + n) for s, n in zip(starts, self.windows.window, strict=True)))]
-
-    def _repeat(self, slab: Tensor, row: Row, place: Place) -> bool:
-        """Add a window in which every channel is constant, such as clipped air, from the one before like it: exact."""
-        window = self._cut(slab, row, place)
-        low, high = torch.aminmax(window.flatten(1), dim=1)
-        if not torch.equal(low, high):
-            return False
-        key = tuple(low.tolist())
-        if self._constant is None or self._constant[0] != key:
-            self._constant = (key, self._logits(window[None])[0])
-        self._sum(self._constant[1], place)
-        return True
-
-    def _add(self, slab: Tensor, row: Row, places: Sequence[Place]) -> None:
-        batch = torch.stack([self._cut(slab, row, place) for place in places])
-        for logits, place in zip(self._logits(batch), places, strict=True):
-            self._sum(logits, place)
-
-    def _sum(self, logits: Tensor, place: Place) -> None:
-        if self.accumulator is None:
-            self.accumulator = Accumulator(self.windows, logits.shape[0], self.inferer.importance, logits.device)
-        self.accumulator.add(logits, place)
-
-    def _logits(self, batch: Tensor) -> Tensor:
+    def _logits(self, batch: Tensor, backend: Backend) -> Tensor:
         """Mean logits over the mirrored versions of (n, channels, *window)."""
-        axes = self.inferer.mirror_axes
+        axes = self.mirror_axes
         flips = [[axis + 2 for axis in f] for n in range(1, len(axes) + 1) for f in combinations(axes, n)]
-        total = self._forward(batch)
+        total = self._forward(batch, backend)
         for dims in flips:
-            total = total + self._forward(batch.flip(dims)).flip(dims)
+            total = total + self._forward(batch.flip(dims), backend).flip(dims)
         return total / (1 + len(flips)) if flips else total
 
-    def _forward(self, batch: Tensor) -> Tensor:
+    def _forward(self, batch: Tensor, backend: Backend) -> Tensor:
         """Logits of (n, channels, *window), in smaller batches when memory runs out."""
-        inferer = self.inferer
+        size = self._batch(backend.device)
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
-            part = batch[first : first + inferer.batch_size].to(self.device)
+            part = batch[first : first + size].to(backend.device, non_blocking=True)
             try:
-                done.append(self._run_network(part))
+                done.append(backend(part[..., 0])[..., None] if self.flat else backend(part))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if inferer.batch_size == 1:
+                if size == 1:
                     raise ResourceError(
-                        f"one window of {list(inferer.window)} voxels does not fit the memory of {self.device}; "
+                        f"one window of {list(batch.shape[2:])} voxels does not fit the memory of {backend.device}; "
                         f"close other programs, use --device cpu, or plan a smaller patch_size"
                     ) from error
-                inferer.batch_size //= 2
+                self.batch_size = size = size // 2
         return done[0] if len(done) == 1 else torch.cat(done)
 
-    def _run_network(self, windows: Tensor) -> Tensor:
-        with torch.autocast("cuda", enabled=self.inferer.amp and self.device.type == "cuda"):
-            logits: Tensor = self.network(windows[..., 0])[..., None] if self.inferer.flat else self.network(windows)
-        return logits.float()
 
-    def _finish(self, stop: int) -> None:
-        """Hand over the planes before `stop`: no window touches them any more."""
-        accumulator, axis = self.accumulator, self.windows.axis
-        if accumulator is None or accumulator.start >= stop:
-            return
-        start, planes = accumulator.start, stop - accumulator.start
-        complete = probabilities(accumulator.mean(planes))
-        inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
-        inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
-        if inner[axis].start < inner[axis].stop:
-            self.restorer.put(complete[(slice(None), *inner)])
-        accumulator.advance(planes)
+class _Function:
+    """A plain function in place of a network."""
+
+    name, device = "function", torch.device("cpu")
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        return self._function(windows)
 
 
 def _alone(batch: MetaTensor) -> MetaTensor:
@@ -219,18 +252,9 @@ def _alone(batch: MetaTensor) -> MetaTensor:
     return MetaTensor(batch.as_tensor()[0], affine=affine)
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """Soft-max over the classes (first axis), or a sigmoid where there is one output; in place."""
-    if logits.shape[0] == 1:
-        return logits.sigmoid_()
-    logits.sub_(logits.amax(dim=0)).exp_()
-    return logits.div_(logits.sum(dim=0))
-
-
-def device_of(network: Any) -> torch.device:
-    """Where a network's weights are; the CPU for a function without."""
-    parameters = network.parameters() if isinstance(network, torch.nn.Module) else iter(())
-    first = next(parameters, None)
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    first = next(network.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 
 

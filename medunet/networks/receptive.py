@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _LONGEST = 1024  # voxels; a network that looks farther counts as unbounded
 _UNKNOWN_DIVISOR = 32  # of networks that do not say: a multiple of what common ones need
@@ -55,15 +55,14 @@ def _halo(network: nn.Module, divisor: Sequence[int], channels: int) -> Halo | N
 
 
 def _reach(
-    network: Callable[[Tensor], Tensor], shape: Sequence[int], axis: int, channels: int, phases: Sequence[int]
+    network: nn.Module, shape: Sequence[int], axis: int, channels: int, phases: Sequence[int]
 ) -> tuple[int, int] | None:
     """(before, after) over inputs of `shape` with a plane of NaN around the middle; None when it reaches an end."""
     step = max(1, shape[axis] // 8)
     before = after = 0
     for phase in phases:
         place = shape[axis] // 2 // step * step + phase
-        device = next(iter(network.parameters())).device if isinstance(network, nn.Module) else None
-        image = torch.zeros((1, channels, *shape), device=device)
+        image = torch.zeros((1, channels, *shape), device=next((p.device for p in network.parameters()), None))
         image.select(axis + 2, place).fill_(float("nan"))
         lost = torch.isnan(network(image)).amax(dim=[d for d in range(len(shape) + 2) if d != axis + 2])
         places = torch.nonzero(lost)[:, 0]

@@ -1,0 +1,137 @@
+"""One image on its way through the windows: which window comes next, and what becomes of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from medunet.data.resampling import Resampling
+from medunet.data.transforms import NetworkImage
+from medunet.inference.accumulator import Accumulator
+from medunet.inference.border import Bordered
+from medunet.inference.placement import Place, Row, Windows
+from medunet.inference.restoring import Restorer, Sink
+from medunet.types import AnyArray
+
+
+class Passage:
+    """Windows of an image, a few at a time, and the label map that their logits make.
+
+    Of the network's input and of the blended logits only the planes that open windows touch are held.
+
+    Args:
+        image: what the network sees.
+        border: what lies beyond it.
+        windows: where windows lie.
+        importance: how much each voxel of a window counts.
+        values: stored value per class, background first.
+        sink: takes all probabilities on the file's grid, if wanted.
+    """
+
+    def __init__(
+        self,
+        image: NetworkImage,
+        border: Bordered,
+        windows: Windows,
+        importance: Tensor,
+        values: Sequence[int],
+        sink: Sink | None = None,
+    ) -> None:
+        back = Resampling(image.grid, image.native)
+        self.input, self.importance = border, importance
+        self.windows = windows if back.aligned else windows.in_one_row()  # else any plane may need all planes
+        self.restorer = Restorer(back, windows.axis, values, sink)
+        self.accumulator: Accumulator | None = None
+        self._planes: tuple[int, Tensor] | None = None
+        self._constant: tuple[tuple[float, ...], Tensor] | None = None
+
+    def run(self, batch_size: int) -> Generator[Tensor, Tensor, AnyArray]:
+        """Yields windows (n, channels, *window), takes their logits (n, classes, *window), returns the label map.
+
+        A window in which every channel is constant, such as clipped air, is only yielded when the one before like it
+        was another: the same input has the same logits.
+        """
+        for row in self.windows.rows():
+            self._finish(row.first)
+            slab = self._slab(row.start, row.end)
+            waiting: list[Place] = []
+            for place in row.places:
+                window = self._cut(slab, row, place)
+                constant = _constant(window)
+                if constant is None:
+                    waiting.append(place)
+                elif self._constant is None or self._constant[0] != constant:
+                    self._constant = (constant, (yield window[None].contiguous())[0].clone())
+                if constant is not None and self._constant is not None:
+                    self._add(self._constant[1], place)
+                if len(waiting) == batch_size:
+                    yield from self._run(slab, row, waiting)
+                    waiting = []
+            yield from self._run(slab, row, waiting)
+        self._finish(self.windows.size[self.windows.axis])
+        return self.restorer.labels
+
+    def _run(self, slab: Tensor, row: Row, places: Sequence[Place]) -> Generator[Tensor, Tensor, None]:
+        if places:
+            logits = yield torch.stack([self._cut(slab, row, place) for place in places])
+            for one, place in zip(logits, places, strict=True):
+                self._add(one, place)
+
+    def _slab(self, start: int, stop: int) -> Tensor:
+        """Planes of the network's input; those that the row before had are not read again."""
+        axis = self.windows.axis
+        box = [(0, n) for n in self.windows.size]
+        first = start
+        parts: list[Tensor] = []
+        if self._planes is not None:
+            before, planes = self._planes
+            first = before + planes.shape[1 + axis]
+            if start < first:
+                parts.append(planes.narrow(1 + axis, start - before, first - start))
+            first = max(first, start)
+        if first < stop:
+            box[axis] = (first, stop)
+            parts.append(self.input.read(tuple(box)))
+        slab = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1 + axis)
+        self._planes = (start, slab)
+        return slab
+
+    def _cut(self, slab: Tensor, row: Row, place: Place) -> Tensor:
+        starts = [span.start - (row.start if axis == self.windows.axis else 0) for axis, span in enumerate(place)]
+        return slab[(slice(None), *(slice(s, s + n) for s, n in zip(starts, self.windows.window, strict=True)))]
+
+    def _add(self, logits: Tensor, place: Place) -> None:
+        if self.accumulator is None:
+            self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
+        self.accumulator.add(logits, place)
+
+    def _finish(self, stop: int) -> None:
+        """Hand over the planes before `stop`: no window touches them any more."""
+        accumulator, axis = self.accumulator, self.windows.axis
+        if accumulator is None or accumulator.start >= stop:
+            return
+        start, planes = accumulator.start, stop - accumulator.start
+        complete = probabilities(accumulator.mean(planes))
+        inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
+        inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
+        if inner[axis].start < inner[axis].stop:
+            self.restorer.put(complete[(slice(None), *inner)])
+        accumulator.advance(planes)
+
+
+def _constant(window: Tensor) -> tuple[float, ...] | None:
+    """The value of each channel of (channels, *window) when they are constant."""
+    first = window[(slice(None), *(slice(0, 1),) * (window.ndim - 1))]
+    if not torch.equal(window[..., 0], first[..., 0].expand_as(window[..., 0])):
+        return None  # most windows differ within their first plane
+    return tuple(first.flatten().tolist()) if bool((window == first).all()) else None
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Soft-max over the classes (first axis), or a sigmoid where there is one output; in place."""
+    if logits.shape[0] == 1:
+        return logits.sigmoid_()
+    logits.sub_(logits.amax(dim=0)).exp_()
+    return logits.div_(logits.sum(dim=0))
