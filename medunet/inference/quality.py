@@ -50,7 +50,7 @@ class Certainty:
         """Add a slab that overlaps no other.
 
         Shapes: probabilities (classes, ...) float32 that sum to one, or (1, ...) of the foreground; labels (...) class
-        numbers of the same voxels.
+        numbers of the same voxels. On any device that has float64.
         """
         flat = probabilities.detach().reshape(self.classes, -1)
         if self.classes == 1:
@@ -66,7 +66,7 @@ class Certainty:
             chosen = torch.where(won == number, values, chosen)
         count = len(flat)
         overlap, unsure = (torch.bincount(won, weights, minlength=count) for weights in (chosen, entropy))
-        mass = flat.sum(dim=1, dtype=torch.float64)
+        mass = flat.sum(dim=1).double()
         self._sums += torch.stack((torch.bincount(won, minlength=count), mass, overlap, unsure)).cpu()
 
     def features(self) -> list[dict[str, float]]:
