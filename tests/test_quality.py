@@ -85,7 +85,7 @@ def test_an_empty_class_has_finite_features() -> None:
 
 
 def scored(soft_dice: float, dice: float | None) -> tuple[dict[str, float], float | None]:
-    return {"voxels": 0.0 if dice is None else 100.0, "soft_dice": soft_dice}, dice
+    return {"voxels": 0.0 if dice is None else 100.0, "soft_dice": soft_dice, "probability": soft_dice}, dice
 
 
 def good_and_degraded(count: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
@@ -113,7 +113,7 @@ def test_expected_dice_is_monotone_bounded_and_right_where_it_was_fitted(count: 
 def test_good_cases_alone_move_the_level_and_keep_the_slope() -> None:
     calibration = Calibration.fit(good_and_degraded(8)[0])
     assert calibration is not None
-    assert calibration.slope == pytest.approx(1, abs=0.3)
+    assert calibration.soft_dice + calibration.probability == pytest.approx(1, abs=0.3)
     assert calibration.expected_dice(scored(0.94, 1)[0]) == pytest.approx(0.87, abs=0.02)
 
 
@@ -122,14 +122,25 @@ def test_constant_features_and_extreme_dice_are_finite(pair: tuple[float, float]
     calibration = Calibration.fit([scored(*pair)] * 6)
     assert calibration is not None
     assert math.isfinite(calibration.bias)
-    assert math.isfinite(calibration.slope)
+    assert math.isfinite(calibration.soft_dice + calibration.probability)
     assert calibration.expected_dice(scored(*pair)[0]) == pytest.approx(pair[1], abs=0.02)
 
 
-def test_the_slope_stays_positive_where_the_data_say_otherwise() -> None:
+def test_the_weights_stay_positive_where_the_data_say_otherwise() -> None:
     calibration = Calibration.fit([scored(x, 1 - x) for x in np.linspace(0.1, 0.9, 20)])
     assert calibration is not None
-    assert calibration.slope > 0
+    assert min(calibration.soft_dice, calibration.probability) > 0
+
+
+def test_the_view_that_tells_the_cases_apart_gets_the_weight() -> None:
+    """As in a network stopped early, whose soft Dice is nearly the same and wrong in all cases."""
+    dices = np.linspace(0.2, 0.9, 12)
+    cases = [({"voxels": 9.0, "soft_dice": 0.3 - 0.02 * x, "probability": 0.5 + 0.3 * x}, float(x)) for x in dices]
+    calibration = Calibration.fit(cases)
+    assert calibration is not None
+    assert calibration.probability > 4 * calibration.soft_dice
+    expected = [calibration.expected_dice(features) for features, _ in cases]
+    assert expected == pytest.approx(dices, abs=0.1)
 
 
 def test_too_few_cases_are_not_calibrated() -> None:

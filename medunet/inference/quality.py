@@ -28,7 +28,9 @@ Scored: TypeAlias = tuple[Features, float | None]
 FEWEST = 5
 """Cases that a calibration needs; with fewer there is none."""
 
-_LEAST_SLOPE, _RIDGE, _EDGE = 0.1, 0.1, 1e-4
+_EDGE = 1e-4
+_LEAST_WEIGHT = 0.02
+_RIDGE = np.array([0.001, 0.1, 0.1])
 
 
 class Certainty:
@@ -91,19 +93,23 @@ def _features(voxels: float, mass: float, overlap: float, entropy: float) -> dic
 
 @dataclass(frozen=True)
 class Calibration:
-    """From the soft Dice of one class to the Dice to expect: sigmoid(bias + slope x logit(soft Dice)).
+    """From two views of a network on itself to the Dice of one class: sigmoid(bias + sum of weight x logit(view)).
 
-    This is a logistic regression on shares (Papke and Wooldridge 1996). A weak ridge around slope 1, "as the soft Dice
-    says", lets a few equally good cases move the level without flattening the slope, and the slope stays positive: more
-    certainty always expects more.
+    The views are the soft Dice and the mean probability of the predicted voxels. The soft Dice is the better one of a
+    well trained network; of one stopped early it drowns in small probabilities all over the background. The data
+    choose: a logistic regression on shares (Papke and Wooldridge 1996) with a weak ridge around "half and half, as they
+    say", which lets a few equally good cases move the level without flattening the slope. Both weights stay positive:
+    more certainty always expects more.
 
     Args:
+        bias, soft_dice, probability: the level, and the weights of the two views.
         cases: how many undegraded cases it rests on.
         always_present: none of them was without the class, so that finding nothing must be wrong.
     """
 
     bias: float
-    slope: float
+    soft_dice: float
+    probability: float
     cases: int
     always_present: bool
 
@@ -117,9 +123,9 @@ class Calibration:
         whole, worse = _usable(cases), _usable(degraded)
         if len(whole) < FEWEST:
             return None
-        table = np.array(whole + worse)
-        bias, slope = _regress(_evidence(table[:, 0]), table[:, 1])
-        return cls(bias, slope, len(whole), all(dice is not None for _, dice in cases))
+        evidence = np.array([_evidence(features) for features, _ in whole + worse])
+        fitted = _regress(evidence, np.array([dice for _, dice in whole + worse]))
+        return cls(*fitted, len(whole), all(dice is not None for _, dice in cases))
 
     def expected_dice(self, features: Features) -> float | None:
         """The Dice in [0, 1] to expect of a class with these features.
@@ -128,7 +134,8 @@ class Calibration:
         """
         if not features["voxels"]:
             return 0.0 if self.always_present else None
-        return float(expit(self.bias + self.slope * _evidence(features["soft_dice"])))
+        soft_dice, probability = _evidence(features)
+        return float(expit(self.bias + self.soft_dice * soft_dice + self.probability * probability))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -157,23 +164,25 @@ def degrade(image: Tensor, number: int) -> Tensor:
     return torch.nn.functional.interpolate(small, size=shape, mode="trilinear")[0]
 
 
-def _usable(scored: Sequence[Scored]) -> list[tuple[float, float]]:
-    return [(features["soft_dice"], dice) for features, dice in scored if dice is not None and features["voxels"]]
+def _usable(scored: Sequence[Scored]) -> list[tuple[Features, float]]:
+    return [(features, dice) for features, dice in scored if dice is not None and features["voxels"]]
 
 
-def _evidence(soft_dice: Any) -> Any:
-    return logit(np.clip(soft_dice, _EDGE, 1 - _EDGE))
+def _evidence(features: Features) -> tuple[float, float]:
+    soft_dice, probability = logit(np.clip([features["soft_dice"], features["probability"]], _EDGE, 1 - _EDGE))
+    return float(soft_dice), float(probability)
 
 
-def _regress(evidence: FloatArray, dice: FloatArray) -> tuple[float, float]:
-    """Bias and slope that minimise the cross-entropy of sigmoid(bias + slope x evidence) with `dice`; convex."""
+def _regress(evidence: FloatArray, dice: FloatArray) -> tuple[float, float, float]:
+    """Bias and two weights that minimise the cross-entropy of the expected with the real Dice; convex, so unique."""
 
     def loss(values: FloatArray) -> tuple[float, FloatArray]:
-        score = values[0] + values[1] * evidence
-        error, away = expit(score) - dice, values[1] - 1
-        penalty = _RIDGE / 2 * (away**2 + 0.01 * values[0] ** 2)
-        gradient = np.array([error.sum() + 0.01 * _RIDGE * values[0], error @ evidence + _RIDGE * away])
-        return float((np.logaddexp(0, score) - dice * score).sum() + penalty), gradient
+        score = values[0] + evidence @ values[1:]
+        error, away = expit(score) - dice, (values - start) * _RIDGE
+        gradient = np.concatenate(([error.sum()], error @ evidence)) + away
+        return float((np.logaddexp(0, score) - dice * score).sum() + (values - start) @ away / 2), gradient
 
-    found = minimize(loss, np.array([0.0, 1.0]), jac=True, bounds=[(None, None), (_LEAST_SLOPE, None)]).x
-    return float(found[0]), float(found[1])
+    start = np.array([0.0, 0.5, 0.5])
+    bounds = [(None, None), (_LEAST_WEIGHT, None), (_LEAST_WEIGHT, None)]
+    bias, soft_dice, probability = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()
+    return bias, soft_dice, probability
