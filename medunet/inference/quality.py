@@ -1,0 +1,188 @@
+"""How good a segmentation probably is: how certain the network was, and which Dice such certainty has meant before.
+
+`Certainty` adds up a case while it is predicted; `Calibration` is fitted once per class on labelled cases that the
+network was not trained on, whole and made worse (`degrade`). The expected Dice sorts a batch for human review. It is
+an expectation, not a measurement: a network that is sure of a wrong answer is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from torch import Tensor
+
+from medunet.types import FloatArray
+
+Features: TypeAlias = Mapping[str, float]
+"""What `Certainty.features` says of one class in one case."""
+
+Scored: TypeAlias = tuple[Features, float | None]
+"""Features of a class in one case, and its Dice there (None: absent from reference and prediction)."""
+
+FEWEST = 5
+"""Cases that a calibration needs; with fewer there is none."""
+
+_EDGE = 1e-4
+_LEAST_WEIGHT = 0.02
+_RIDGE = np.array([0.001, 0.1, 0.1])
+
+
+class Certainty:
+    """What the probabilities of one case say about each foreground class, added up slab by slab.
+
+    Keeps four numbers per class, whatever the size of the case; neither the order of the slabs nor where they are cut
+    matters.
+
+    Args:
+        classes: channels of the probabilities, background first; 1 for the foreground probability of a network with
+            one output.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = int(classes)
+        self._sums = torch.zeros((4, max(2, self.classes)), dtype=torch.float64)
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add a slab that overlaps no other.
+
+        Shapes: probabilities (classes, ...) float32 that sum to one, or (1, ...) of the foreground; labels (...) class
+        numbers of the same voxels. On any device that has float64.
+        """
+        flat = probabilities.detach().reshape(self.classes, -1)
+        if self.classes == 1:
+            flat = torch.cat((1 - flat, flat))
+        winners = labels.reshape(-1)
+        inside = winners.nonzero()[:, 0]
+        won = winners[inside].long()
+        chosen = torch.zeros(won.shape, dtype=torch.float64, device=won.device)
+        entropy = torch.zeros_like(chosen)
+        for number, channel in enumerate(flat):
+            values = channel[inside].double()
+            entropy += torch.special.entr(values)
+            chosen = torch.where(won == number, values, chosen)
+        count = len(flat)
+        overlap, unsure = (torch.bincount(won, weights, minlength=count) for weights in (chosen, entropy))
+        mass = flat.sum(dim=1).double()
+        self._sums += torch.stack((torch.bincount(won, minlength=count), mass, overlap, unsure)).cpu()
+
+    def features(self) -> list[dict[str, float]]:
+        """Per foreground class, over all slabs so far; all 0 where the class was not found.
+
+        ``voxels``: predicted voxels; ``soft_dice``: 2 sum(p over them) / (sum(p) + voxels), the Dice that the
+        probabilities themselves expect (Li et al. 2022, doi:10.1007/978-3-031-16449-1_66); ``probability`` and
+        ``entropy`` (in nats, over all classes): means over the predicted voxels.
+        """
+        return [_features(*sums) for sums in self._sums[:, 1:].T.tolist()]
+
+
+def _features(voxels: float, mass: float, overlap: float, entropy: float) -> dict[str, float]:
+    divisor = max(voxels, 1.0)
+    return {
+        "voxels": voxels,
+        "soft_dice": 2 * overlap / (divisor + mass),
+        "probability": overlap / divisor,
+        "entropy": entropy / divisor,
+    }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From two views of a network on itself to the Dice of one class: sigmoid(bias + sum of weight x logit(view)).
+
+    The views are the soft Dice and the mean probability of the predicted voxels. The soft Dice is the better one of a
+    well trained network; of one stopped early it drowns in small probabilities all over the background. The data
+    choose: a logistic regression on shares (Papke and Wooldridge 1996) with a weak ridge around "half and half, as they
+    say", which lets a few equally good cases move the level without flattening the slope. Both weights stay positive:
+    more certainty always expects more.
+
+    Args:
+        bias, soft_dice, probability: the level, and the weights of the two views.
+        cases: how many undegraded cases it rests on.
+        always_present: none of them was without the class, so that finding nothing must be wrong.
+    """
+
+    bias: float
+    soft_dice: float
+    probability: float
+    cases: int
+    always_present: bool
+
+    @classmethod
+    def fit(cls, cases: Sequence[Scored], degraded: Sequence[Scored] = ()) -> Calibration | None:
+        """Fit one class on labelled cases that the network was not trained on, and on the same cases degraded.
+
+        Without `degraded`, where all cases are good, the ranking is the same but bad cases are expected too good.
+        None, "not calibrated", when the class was found and scored in fewer than `FEWEST` cases.
+        """
+        whole, worse = _usable(cases), _usable(degraded)
+        if len(whole) < FEWEST:
+            return None
+        evidence = np.array([_evidence(features) for features, _ in whole + worse])
+        fitted = _regress(evidence, np.array([dice for _, dice in whole + worse]))
+        return cls(*fitted, len(whole), all(dice is not None for _, dice in cases))
+
+    def expected_dice(self, features: Features) -> float | None:
+        """The Dice in [0, 1] to expect of a class with these features.
+
+        Where nothing was found: 0 for a class that is always there, None for one that may rightly be absent.
+        """
+        if not features["voxels"]:
+            return 0.0 if self.always_present else None
+        soft_dice, probability = _evidence(features)
+        return float(expit(self.bias + self.soft_dice * soft_dice + self.probability * probability))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """The calibration that `as_json` described."""
+        return cls(**content)
+
+
+def degrade(image: Tensor, number: int) -> Tensor:
+    """A preprocessed (normalised) image made worse, as calibration needs it: noise, or a quarter of the resolution.
+
+    Even numbers give noise with 1.5 times the image's standard deviation, odd ones the resolution; the same number
+    gives the same image again. Number the validation cases 0, 1, 2, ... and degrade each once.
+
+    Shapes: (channels, x, y, z) -> the same
+    """
+    if number % 2 == 0:
+        generator = torch.Generator().manual_seed(number)
+        noise = torch.randn(image.shape, generator=generator).to(image)
+        return image + 1.5 * image.std() * noise
+    shape = image.shape[1:]
+    small = torch.nn.functional.interpolate(image[None], size=[max(1, n // 4) for n in shape], mode="area")
+    return torch.nn.functional.interpolate(small, size=shape, mode="trilinear")[0]
+
+
+def _usable(scored: Sequence[Scored]) -> list[tuple[Features, float]]:
+    return [(features, dice) for features, dice in scored if dice is not None and features["voxels"]]
+
+
+def _evidence(features: Features) -> tuple[float, float]:
+    soft_dice, probability = logit(np.clip([features["soft_dice"], features["probability"]], _EDGE, 1 - _EDGE))
+    return float(soft_dice), float(probability)
+
+
+def _regress(evidence: FloatArray, dice: FloatArray) -> tuple[float, float, float]:
+    """Bias and two weights that minimise the cross-entropy of the expected with the real Dice; convex, so unique."""
+
+    def loss(values: FloatArray) -> tuple[float, FloatArray]:
+        score = values[0] + evidence @ values[1:]
+        error, away = expit(score) - dice, (values - start) * _RIDGE
+        gradient = np.concatenate(([error.sum()], error @ evidence)) + away
+        return float((np.logaddexp(0, score) - dice * score).sum() + (values - start) @ away / 2), gradient
+
+    start = np.array([0.0, 0.5, 0.5])
+    bounds = [(None, None), (_LEAST_WEIGHT, None), (_LEAST_WEIGHT, None)]
+    bias, soft_dice, probability = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x.tolist()
+    return bias, soft_dice, probability
