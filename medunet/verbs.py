@@ -199,8 +199,9 @@ def _config_value(root: Path, config: str, key: str) -> Any:
 def _segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
     from medunet.bundle import read_plan
     from medunet.bundle.running import explained, load_workflow
+    from medunet.inference.quality import read_calibrations
     from medunet.inference.runner import Segmenter
-    from medunet.inference.weights import model_digest
+    from medunet.inference.weights import model_digest, weights_digest
 
     with explained(root / "configs" / "inference.yaml"):
         parser = load_workflow(root, "inference.yaml", "infer", overrides).parser
@@ -215,6 +216,7 @@ def _segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
             device=part("device"),
             digest=model_digest(root, overrides),
             output_format=part("save").output_format,
+            calibrations=read_calibrations(root, weights_digest(root)),
         )
 
 

@@ -456,4 +456,4 @@ def test_images_share_forward_passes() -> None:
     assert sizes == [5]
     hook.remove()
     for image, labels in zip(images, together, strict=True):
-        assert np.array_equal(engine.segment([image], network)[0], labels)
+        assert np.array_equal(engine.segment([image], network)[0].labels, labels.labels)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+_DOUBTFUL = 0.7
+
 
 class Printer:
     """Prints results; `quiet` silences everything but errors."""
@@ -101,7 +103,8 @@ class Printer:
         if result.state in ("failed", "refused"):
             print(f"medunet: {result.state}: {result.message}", file=sys.stderr)
         else:
-            self.say(f"{result.state:>12}  {result.output}  {result.seconds:.2f} s")
+            expected = "" if result.expected_dice is None else f"  expected Dice {result.expected_dice:.2f}"
+            self.say(f"{result.state:>12}  {result.output}  {result.seconds:.2f} s{expected}")
             geometry = result.geometry or {}
             for reason in geometry.get("reasons", []):
                 self.say(f"{'':>14}{geometry['verdict']}: {reason}")
@@ -110,6 +113,10 @@ class Printer:
         """The count at the end of a batch."""
         good = sum(result.state in ("done", "already done") for result in results)
         self.say(f"{good} of {len(results)} cases in {output}")
+        doubtful = sorted((r.expected_dice, r.name) for r in results if (r.expected_dice or 1.0) < _DOUBTFUL)
+        if doubtful:
+            names = ", ".join(name for _, name in doubtful[:8]) + (", ..." if len(doubtful) > 8 else "")
+            self.say(f"look first at {names}: expected (not measured) Dice below {_DOUBTFUL}")
 
 
 def _counted(number: int, noun: str, plural: str = "") -> str:

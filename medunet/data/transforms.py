@@ -75,11 +75,27 @@ class Frame:
         return NetworkImage(values, Resampling(native, self.grid(native)), scales)
 
 
+class WholeImage:
+    """An image that was brought onto a network's `grid` before; `native` is the file's."""
+
+    def __init__(self, values: Tensor, grid: Grid, native: Grid) -> None:
+        self.values, self.grid, self.native, self.channels = values, grid, native, int(values.shape[0])
+
+    def read(self, box: Box) -> Tensor:
+        """(channels, ...) float32 of a box of the network's grid; a tensor of its own."""
+        return self.values[(slice(None), *(slice(*bounds) for bounds in box))].clone()
+
+
 class NetworkImage:
     """An image on a network's grid, resampled and normalised when a box of it is read."""
 
     def __init__(self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None]) -> None:
-        self.values, self.resampling, self.scales = values, resampling, list(scales)
+        self.values, self.resampling, self.scales, self.channels = (
+            values,
+            resampling,
+            list(scales),
+            int(values.shape[0]),
+        )
 
     @property
     def grid(self) -> Grid:

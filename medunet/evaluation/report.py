@@ -60,6 +60,7 @@ def write_report(
         plan_rows=_plan_rows(plan or {}, reasons or {}),
         most=MOST_PICTURES,
         geometry=_geometry(cases),
+        expected=any("expected_dice" in case for case in cases),
     )
     write_text(output, page)
 

@@ -179,6 +179,7 @@ def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
         return {
             str(predictions / case["output"]): {
                 "image": case["images"], **({"geometry": case["geometry"]} if case.get("geometry") else {}),
+                **({"expected_dice": case["expected_dice"]} if case.get("expected_dice") is not None else {}),
             }
             for case in content["cases"]
         }  # fmt: skip

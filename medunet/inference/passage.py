@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medunet.data.resampling import Resampling
-from medunet.data.transforms import NetworkImage
+from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
 from medunet.inference.placement import Place, Row, Windows
+from medunet.inference.quality import Certainty
 from medunet.inference.restoring import Restorer, Sink
 from medunet.types import AnyArray
+
+_PLANES = 8  # that are looked at together
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label map (x, y, z) on the file's grid, and how certain the network was of each class but the background."""
+
+    labels: AnyArray
+    certainty: list[dict[str, float]]
 
 
 class Passage:
@@ -32,7 +44,7 @@ class Passage:
 
     def __init__(
         self,
-        image: NetworkImage,
+        image: NetworkImage | WholeImage,
         border: Bordered,
         windows: Windows,
         importance: Tensor,
@@ -44,11 +56,12 @@ class Passage:
         self.windows = windows if back.aligned else windows.in_one_row()  # else any plane may need all planes
         self.restorer = Restorer(back, windows.axis, values, sink)
         self.accumulator: Accumulator | None = None
+        self.certainty: Certainty | None = None
         self._planes: tuple[int, Tensor] | None = None
         self._constant: tuple[tuple[float, ...], Tensor] | None = None
 
-    def run(self, batch_size: int) -> Generator[Tensor, Tensor, AnyArray]:
-        """Yields windows (n, channels, *window), takes their logits (n, classes, *window), returns the label map.
+    def run(self, batch_size: int) -> Generator[Tensor, Tensor, Segmentation]:
+        """Yields windows (n, channels, *window), takes their logits (n, classes, *window), returns what they make.
 
         A window in which every channel is constant, such as clipped air, is only yielded when the one before like it
         was another: the same input has the same logits.
@@ -71,7 +84,7 @@ class Passage:
                     waiting = []
             yield from self._run(slab, row, waiting)
         self._finish(self.windows.size[self.windows.axis])
-        return self.restorer.labels
+        return Segmentation(self.restorer.labels, [] if self.certainty is None else self.certainty.features())
 
     def _run(self, slab: Tensor, row: Row, places: Sequence[Place]) -> Generator[Tensor, Tensor, None]:
         if places:
@@ -105,6 +118,7 @@ class Passage:
     def _add(self, logits: Tensor, place: Place) -> None:
         if self.accumulator is None:
             self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
+            self.certainty = Certainty(logits.shape[0])
         self.accumulator.add(logits, place)
 
     def _finish(self, stop: int) -> None:
@@ -117,8 +131,17 @@ class Passage:
         inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
         inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
         if inner[axis].start < inner[axis].stop:
-            self.restorer.put(complete[(slice(None), *inner)])
+            inside = complete[(slice(None), *inner)]
+            self._judge(inside)
+            self.restorer.put(inside)
         accumulator.advance(planes)
+
+    def _judge(self, complete: Tensor) -> None:
+        """Note how certain the network was, a few planes at a time."""
+        if self.certainty is not None:
+            for part in torch.split(complete, _PLANES, dim=1 + self.windows.axis):
+                winners = (part[0] > 0.5).long() if len(part) == 1 else part.argmax(dim=0)
+                self.certainty.update(part, winners)
 
 
 def _constant(window: Tensor) -> tuple[float, ...] | None:

@@ -7,8 +7,10 @@ an expectation, not a measurement: a network that is sure of a wrong answer is b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +26,9 @@ Features: TypeAlias = Mapping[str, float]
 
 Scored: TypeAlias = tuple[Features, float | None]
 """Features of a class in one case, and its Dice there (None: absent from reference and prediction)."""
+
+QUALITY = "models/quality.json"
+"""Where a bundle keeps its calibration; it holds for the weights of the digest that it names."""
 
 FEWEST = 5
 """Cases that a calibration needs; with fewer there is none."""
@@ -145,6 +150,27 @@ class Calibration:
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
         """The calibration that `as_json` described."""
         return cls(**content)
+
+
+def read_calibrations(bundle: Path, digest: str) -> dict[str, Calibration]:
+    """The calibrations of a bundle's classes that have one; none where they are of other weights than `digest`."""
+    try:
+        content = json.loads((bundle / QUALITY).read_text(encoding="utf-8"))
+        if content["weights"] != digest:
+            return {}
+        return {name: Calibration.from_json(values) for name, values in content["classes"].items() if values}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def expected_quality(
+    certainty: Sequence[Features], classes: Sequence[str], calibrations: Mapping[str, Calibration]
+) -> dict[str, dict[str, float | None]]:
+    """Certainty of each class but the background by name, with ``expected_dice`` (null: not calibrated, or not there)."""
+    return {
+        name: {"expected_dice": calibrations[name].expected_dice(seen) if name in calibrations else None, **seen}
+        for name, seen in zip(classes, certainty, strict=False)
+    }
 
 
 def degrade(image: Tensor, number: int) -> Tensor:

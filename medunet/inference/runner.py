@@ -24,6 +24,7 @@ from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
+from medunet.inference.quality import Calibration, expected_quality
 from medunet.inference.saving import output_name, probability_file, require_writable
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.windows import WindowInferer, is_out_of_memory
@@ -46,6 +47,7 @@ class Segmenter:
     device: torch.device
     digest: str
     output_format: str = "nifti"
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,8 +121,8 @@ class _Run:
         old = self.status.before.get(output)
         done = old is not None and (self.output_dir / output).is_file()
         if done and (not self.keep_probabilities or self._probability_path(case).is_file()):
-            warnings = (old or {}).get("warnings", [])
-            return Work(case, CaseResult(case.name, "already done", output=output, warnings=warnings))
+            kept = {key: (old or {}).get(key, default) for key, default in (("warnings", []), ("expected_dice", None))}
+            return Work(case, CaseResult(case.name, "already done", output=output, **kept))
         images = [str(Source.parse(image).absolute()) for image in case.images]
         work = Work(case, CaseResult(case.name, "done", output=output, images=images))
         self._attempt(work, "read", self._open)
@@ -174,11 +176,15 @@ class _Run:
     def _segment(self, work: Work) -> None:
         inferer, seen = self.segmenter.inferer, work.item.pop("seen")
         self._tell(work.case.name, seen)
-        classes = int(self.segmenter.plan["network"]["out_channels"])
-        keep = probability_file(self._probability_path(work.case), (classes, *seen.native.shape))
+        channels = int(self.segmenter.plan["network"]["out_channels"])
+        keep = probability_file(self._probability_path(work.case), (channels, *seen.native.shape))
         with keep if self.keep_probabilities else nullcontext() as sink:
-            (labels,) = inferer.segment([seen], self.segmenter.network, [sink])
-        work.item["pred"] = inferer.label_tensor(labels, seen.native)[0]
+            (made,) = inferer.segment([seen], self.segmenter.network, [sink])
+        classes = list(self.segmenter.plan["labels"])[1:]
+        work.result.quality = expected_quality(made.certainty, classes, self.segmenter.calibrations)
+        expected = [q["expected_dice"] for q in work.result.quality.values() if q["expected_dice"] is not None]
+        work.result.expected_dice = min(expected, default=None)
+        work.item["pred"] = inferer.label_tensor(made.labels, seen.native)[0]
         work.item["image"] = without_voxels(work.item["image"])
 
     def _tell(self, name: str, seen: NetworkImage) -> None:

@@ -18,7 +18,11 @@ _SHARE = 20  # writing may take one part in so many of the time
 
 @dataclass
 class CaseResult:
-    """What became of one case; `stages` are the seconds to read, segment and write it."""
+    """What became of one case; `stages` are the seconds to read, segment and write it.
+
+    `expected_dice` is the lowest of its classes (`quality`), an expectation to sort a batch for review by; null where
+    nothing is calibrated.
+    """
 
     name: str
     state: str
@@ -29,6 +33,8 @@ class CaseResult:
     output: str = ""
     images: list[str] = field(default_factory=list)
     geometry: dict[str, Any] | None = None
+    expected_dice: float | None = None
+    quality: dict[str, Any] = field(default_factory=dict)
 
 
 class Status:

@@ -14,6 +14,7 @@ from torch import nn
 
 from medunet.errors import BundleError
 
+MODEL = "models/model.pt"
 _NO_MATTER = ("output_dir", "device", "save::output_format")
 
 
@@ -24,7 +25,7 @@ class Weights:
         BundleError: (at load) the file is missing, broken, or made for another network.
     """
 
-    def __init__(self, network: nn.Module, bundle_root: str, path: str = "models/model.pt") -> None:
+    def __init__(self, network: nn.Module, bundle_root: str, path: str = MODEL) -> None:
         self.network, self.path = network, Path(bundle_root) / path
 
     def attach(self, engine: Any) -> None:
@@ -68,10 +69,15 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def weights_digest(bundle: Path) -> str:
+    """sha256 of a bundle's ``models/model.pt``."""
+    return hashlib.sha256((bundle / MODEL).read_bytes()).hexdigest()
+
+
 def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go)."""
     digest = hashlib.sha256()
-    for name in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+    for name in (MODEL, "configs/inference.yaml", "configs/metadata.json"):
         digest.update((bundle / name).read_bytes())
     relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())

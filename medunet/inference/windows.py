@@ -17,11 +17,11 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from medunet.data.grid import Grid
-from medunet.data.transforms import Frame, NetworkImage
+from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import NetworkError, ResourceError
 from medunet.inference.backends import Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
-from medunet.inference.passage import Passage
+from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
 from medunet.inference.restoring import Sink
 from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
@@ -104,7 +104,7 @@ class WindowInferer(Inferer):
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> MetaTensor:
         image = self.frame.see(_alone(inputs))
-        return self.label_tensor(self.segment([image], network)[0], image.native)
+        return self.label_tensor(self.segment([image], network)[0].labels, image.native)
 
     @staticmethod
     def label_tensor(labels: AnyArray, grid: Grid) -> MetaTensor:
@@ -113,9 +113,12 @@ class WindowInferer(Inferer):
 
     @torch.no_grad()
     def segment(
-        self, images: Sequence[NetworkImage], network: Callable[..., Tensor], sinks: Sequence[Sink | None] = ()
-    ) -> list[AnyArray]:
-        """The label maps (x, y, z) of images, each on its file's grid; their windows share forward passes."""
+        self,
+        images: Sequence[NetworkImage | WholeImage],
+        network: Callable[..., Tensor],
+        sinks: Sequence[Sink | None] = (),
+    ) -> list[Segmentation]:
+        """Segment images, each onto its file's grid; their windows share forward passes."""
         passages = []
         for image, sink in zip(images, sinks or [None] * len(images), strict=True):
             border, windows = self.windows(image, network)
@@ -124,13 +127,13 @@ class WindowInferer(Inferer):
         backend = self.prepare(images[0], network)
         return self._drive([p.run(self._batch(backend.device)) for p in passages], backend)
 
-    def windows(self, image: NetworkImage, network: Any) -> tuple[Bordered, Windows]:
+    def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""
         size = image.grid.shape
         if self.blend != "exact":
             border = Bordered(image.read, size, self.patch, self.border)
             return border, overlapping(border.size, self.patch, self.overlap, _GROUP)
-        halo, divisor = self._halo_of(network, image.values.shape[0]), spatial_divisor(network, 2 if self.flat else 3)
+        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, 2 if self.flat else 3)
         if self.flat:
             halo, divisor = (*halo, (0, 0)), (*divisor, 1)
         whole = [math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
@@ -140,11 +143,11 @@ class WindowInferer(Inferer):
         border = Bordered(image.read, size, whole, self.border)
         return border, tiles(border.size, window, halo, divisor)
 
-    def workload(self, image: NetworkImage, network: Any) -> Workload:
+    def workload(self, image: NetworkImage | WholeImage, network: Any) -> Workload:
         """What an image asks for; one window is timed."""
         border, windows = self.windows(image, network)
         backend = self.prepare(image, network)
-        example = torch.zeros((1, image.values.shape[0], *windows.window))
+        example = torch.zeros((1, image.channels, *windows.window))
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
@@ -152,10 +155,10 @@ class WindowInferer(Inferer):
             seconds.append(time.perf_counter() - start)
         flips = 2 ** len(self.mirror_axes)
         plane = math.prod(border.size) // border.size[windows.axis]
-        held = 4 * plane * windows.depth * (classes + 1 + image.values.shape[0])
+        held = 4 * plane * windows.depth * (classes + 1 + image.channels)
         return Workload(windows.count, flips, min(seconds) * windows.count * flips, held)
 
-    def prepare(self, image: NetworkImage, network: Any) -> Backend:
+    def prepare(self, image: NetworkImage | WholeImage, network: Any) -> Backend:
         """What computes logits; chosen and compiled once per network and window."""
         if not isinstance(network, nn.Module):
             return _Function(network)
@@ -165,7 +168,7 @@ class WindowInferer(Inferer):
         _, windows = self.windows(image, network)
         window = windows.window[:2] if self.flat else windows.window
         if self._ready is None or self._ready[0] is not network or self._ready[1] != window:
-            channels = image.values.shape[0]
+            channels = image.channels
             if self.backend == "auto":
                 count = windows.count * 2 ** len(self.mirror_axes) * self.expected
                 backend, self.choice = choose_backend(
@@ -190,9 +193,9 @@ class WindowInferer(Inferer):
             self._halo = (network, halo)
         return self._halo[1]
 
-    def _drive(self, runs: Sequence[Generator[Tensor, Tensor, AnyArray]], backend: Backend) -> list[AnyArray]:
+    def _drive(self, runs: Sequence[Generator[Tensor, Tensor, Segmentation]], backend: Backend) -> list[Segmentation]:
         """Run the passages of several images side by side."""
-        results: dict[int, AnyArray] = {}
+        results: dict[int, Segmentation] = {}
         asked = {number: next(run) for number, run in enumerate(runs)}
         while asked:
             logits = self._logits(torch.cat(list(asked.values())), backend)

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet.errors import BundleError
+from medunet.training.calibrating import MOST_CASES
 from medunet.training.cases import CachedCases
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
@@ -89,7 +90,8 @@ class Budget:
         cases = len(self.validator.data_loader)
         left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
         validation = cases * pace.case
-        self.reserve, self.validation_seconds = validation + cases * _SCORING_SECONDS, validation
+        self.validation_seconds = validation
+        self.reserve = validation + cases * _SCORING_SECONDS + 2 * min(cases, MOST_CASES) * pace.case
         allowed = int(_VALIDATION_SHARE * left / validation) if validation else self.validations
         self.validations = max(0, min(self.validations, allowed))
         steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from medunet.data.atomic import write_with
 from medunet.errors import BundleError
-from medunet.inference.weights import read_state
+from medunet.inference.weights import MODEL, read_state
 
-MODEL, LAST = "models/model.pt", "models/checkpoint_last.pt"
+LAST = "models/checkpoint_last.pt"
 
 
 class Checkpoints:

@@ -30,7 +30,7 @@ class Log:
     """
 
     def __init__(self, bundle_root: str, fold: int = 0, quiet: bool = False) -> None:
-        self.folder = Path(bundle_root) / "eval" / f"fold_{fold}"
+        self.fold, self.folder = int(fold), Path(bundle_root) / "eval" / f"fold_{fold}"
         self.quiet = quiet
         self.start = time.monotonic()
         self.losses: list[float] = []

@@ -18,7 +18,8 @@ from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
 from medunet.inference.saving import source_of
 from medunet.training.budget import Budget
-from medunet.training.checkpoints import Checkpoints, is_main_process
+from medunet.training.calibrating import calibrate
+from medunet.training.checkpoints import Checkpoints, is_main_process, plain
 from medunet.training.log import Log
 
 
@@ -86,7 +87,8 @@ class CaseScores:
 class Validation:
     """Validate while training, keep the best weights, and score the final weights at the end.
 
-    Leaves ``eval/fold_K/scores.json`` and ``report.html``, made with the weights of the last step.
+    Leaves ``eval/fold_K/scores.json`` and ``report.html``, made with the weights of the last step, and
+    ``models/quality.json``, made with those of ``models/model.pt``.
 
     Args:
         patience: stop after this many validations without a new best; 0 never stops.
@@ -138,6 +140,8 @@ class Validation:
         self._run(engine)
         self.checkpoints.save_last(engine)
         write_fold(self.log, self.metric, self.plan, {"weights": "final", "best": dict(self.checkpoints.best)})
+        network, cases = plain(self.checkpoints.network), self.validator.data_loader.dataset
+        calibrate(self.validator.inferer, network, cases, self.metric.labels, self.checkpoints.model, self.log.fold)
 
 
 def write_fold(log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

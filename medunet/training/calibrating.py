@@ -1,0 +1,50 @@
+"""What a trained network's certainty has meant on the validation cases, for the bundle that is shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medunet.data.atomic import write_json
+from medunet.data.transforms import WholeImage
+from medunet.evaluation.metrics import dice
+from medunet.inference.quality import QUALITY, Calibration, Scored, degrade
+from medunet.inference.weights import load_weights, weights_digest
+from medunet.inference.windows import WindowInferer
+
+MOST_CASES = 40
+
+
+def calibrate(
+    inferer: WindowInferer, network: torch.nn.Module, cases: Any, labels: Mapping[str, int], model: Path, fold: int
+) -> None:
+    """Write ``models/quality.json``: a calibration per class of the weights that `model` holds, null for too few cases.
+
+    Up to 40 validation cases are segmented, whole and degraded. The file holds numbers alone, no case.
+
+    Args:
+        cases: dataset of ``{"image", "label"}`` on the files' own grids.
+        labels: stored value per class, without the background.
+        model: the bundle's ``models/model.pt``.
+    """
+    plain = copy.deepcopy(network).eval()
+    load_weights(plain, model)
+    whole: dict[str, list[Scored]] = {name: [] for name in labels}
+    worse: dict[str, list[Scored]] = {name: [] for name in labels}
+    for number in range(min(len(cases), MOST_CASES)):
+        item = cases[number]
+        image = inferer.frame.see(item["image"])
+        spoilt = WholeImage(degrade(image.whole(), number), image.grid, image.native)
+        reference = item["label"].as_tensor()[0].numpy()
+        for seen, scored in ((image, whole), (spoilt, worse)):
+            (made,) = inferer.segment([seen], plain)
+            for (name, value), certainty in zip(labels.items(), made.certainty, strict=True):
+                scored[name].append((certainty, dice(made.labels == value, reference == value)))
+    fitted = {name: Calibration.fit(whole[name], worse[name]) for name in labels}
+    classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
+    bundle = model.parents[1]
+    write_json(bundle / QUALITY, {"weights": weights_digest(bundle), "fold": fold, "classes": classes})
