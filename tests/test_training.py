@@ -158,6 +158,8 @@ def test_a_trained_bundle_leaves_what_the_design_says(trained_bundle: Path) -> N
     assert "<svg" in (fold / "report.html").read_text()
     scores = json.loads((fold / "scores.json").read_text())
     assert scores["weights"] == "final"
+    quality = json.loads((trained_bundle / "models" / "quality.json").read_text())
+    assert set(quality["classes"]) == set(scores["classes"])
     for case in scores["cases"]:
         assert Path(case["prediction"]).is_file()
         assert Path(case["reference"]).is_file()

@@ -166,7 +166,7 @@ def read_calibrations(bundle: Path, digest: str) -> dict[str, Calibration]:
 def expected_quality(
     certainty: Sequence[Features], classes: Sequence[str], calibrations: Mapping[str, Calibration]
 ) -> dict[str, dict[str, float | None]]:
-    """Certainty of each class but the background by name, with ``expected_dice`` (null: not calibrated, or not there)."""
+    """Certainty of each class but the background, with its ``expected_dice`` (None: not calibrated, or not found)."""
     return {
         name: {"expected_dice": calibrations[name].expected_dice(seen) if name in calibrations else None, **seen}
         for name, seen in zip(classes, certainty, strict=False)

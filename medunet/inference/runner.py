@@ -121,8 +121,10 @@ class _Run:
         old = self.status.before.get(output)
         done = old is not None and (self.output_dir / output).is_file()
         if done and (not self.keep_probabilities or self._probability_path(case).is_file()):
-            kept = {key: (old or {}).get(key, default) for key, default in (("warnings", []), ("expected_dice", None))}
-            return Work(case, CaseResult(case.name, "already done", output=output, **kept))
+            kept = old or {}
+            result = CaseResult(case.name, "already done", output=output, warnings=kept.get("warnings", []))
+            result.expected_dice = kept.get("expected_dice")
+            return Work(case, result)
         images = [str(Source.parse(image).absolute()) for image in case.images]
         work = Work(case, CaseResult(case.name, "done", output=output, images=images))
         self._attempt(work, "read", self._open)
