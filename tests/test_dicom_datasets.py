@@ -174,6 +174,29 @@ def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_structure_that_only_begins_as_its_class_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "p0", 0, names=("Liver", "GTV_Mass"))
+    write_case(tmp_path / "p1", "p1", 1, names=("liver", "gtv 1"))
+    rows = [{"image": f"p{n}/image", "label": f"p{n}/mask/label.dcm"} for n in range(2)]
+    content = {"labels": {"Liver": 1, "GTV": 2}, "training": rows, "channels": ["CT"]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    (finding,) = read_index(tmp_path / "list.json").findings
+    assert not finding.fatal
+    rows[1]["roi"] = "Kidney"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert "has no structure 'Kidney', it has" in read_index(tmp_path / "other.json").findings[1].message
+    rows[1]["roi"] = "gtv"
+    content["labels"] = {"Liver": 1}
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert "'gtv' of column roi is none of the classes Liver; name one" in str(
+        read_index(tmp_path / "other.json").findings
+    )
+    assert finding.message == (
+        f"p0: class 'GTV' is taken from structure 'GTV_Mass' of {tmp_path / 'p0/mask/label.dcm'}, whose name goes on; "
+        f"name another in column roi if it is not meant"
+    )
+
+
 def test_structures_with_numbers_are_classes_of_their_own(tmp_path: Path) -> None:
     for number, names in enumerate([("L1", "L2"), ("l_1", "L 2"), ("L01", "L2")]):
         write_case(tmp_path / f"p{number}", f"p{number}", number, names=names)

@@ -191,6 +191,14 @@ def test_contours_that_leave_their_plane_are_refused() -> None:
         ("Bladder", ["BladderWall"], None),
         ("Lung L", ["lung_l", "lung_r"], "lung_l"),
         ("GTV", ["GTVp"], None),
+        ("Kidney", ["Kidney_R_PRV"], None),
+        ("Kidney_R", ["Kidney_R_PRV05"], None),
+        ("Lung", ["Lung_L"], None),
+        ("Lung", ["Lung rt"], None),
+        ("Lungs", ["Lungs-GTV"], None),
+        ("PTV", ["PTV_Opt", "PTV ring 2"], None),
+        ("Cord", ["Cord_5mm", "cord 0.5 cm"], None),
+        ("GTV", ["GTV_PRV", "GTV_Mass"], "GTV_Mass"),
     ],
 )
 def test_names_match_as_people_spell_them(wanted: str, names: list[str], found: str | None) -> None:
