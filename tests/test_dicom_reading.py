@@ -121,6 +121,12 @@ def test_whole_numbers_stay_whole(tmp_path: Path, intercept: int, low: int, high
     assert np.array_equal(voxels(tmp_path), stored.astype(int) + intercept)
 
 
+@pytest.mark.parametrize("unit", ["HU", "hu ", "US", "Hounsfield Units", None])
+def test_ct_in_hounsfield_units_or_of_no_stated_unit_is_read(tmp_path: Path, unit: str | None) -> None:
+    make_series(tmp_path, array(), RescaleType=unit)
+    assert scan(tmp_path).series[0].verdict.state == "accepted"
+
+
 def test_unsigned_16_bit_values_are_not_negative(tmp_path: Path) -> None:
     stored = np.random.default_rng(1).integers(0, 65536, (3, 6, 5)).astype(np.uint16)
     make_series(tmp_path, stored.view(np.int16), PixelRepresentation=0)
@@ -233,6 +239,9 @@ def test_wherever_the_files_are(tmp_path: Path, place: Callable[[Path], Path]) -
     [
         ({"modality": "CT", "RescaleIntercept": None}, "has no RescaleIntercept, so that its values have no unit"),
         ({"modality": "CT", "RescaleSlope": None}, "has no RescaleSlope"),
+        ({"modality": "CT", "RescaleType": "MGML"}, "RescaleType is MGML, not HU; give the series of CT numbers"),
+        ({"modality": "CT", "RescaleType": "Z_EFF"}, "RescaleType is Z_EFF, not HU"),
+        ({"modality": "CT", "RescaleType": "HU_MOD"}, "RescaleType is HU_MOD, not HU"),
         ({"modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "is a Siemens mosaic"),
     ],
 )

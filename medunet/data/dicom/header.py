@@ -14,7 +14,7 @@ _KEYWORDS = (
     "EchoTime", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient", "ImagePositionPatient", "ImageType",
     "InversionTime", "LossyImageCompression", "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientID",
     "PatientWeight", "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation",
-    "PixelSpacing", "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "Rows",
+    "PixelSpacing", "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",
     "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
     "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "StackID", "StudyInstanceUID",
     "SUVType", "TemporalPositionIdentifier", "TimezoneOffsetFromUTC", "TriggerTime", "Units",
