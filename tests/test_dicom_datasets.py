@@ -197,6 +197,16 @@ def test_a_structure_that_only_begins_as_its_class_is_told(tmp_path: Path) -> No
     )
 
 
+def test_a_tree_of_which_no_case_can_be_used_says_why(tmp_path: Path) -> None:
+    for number in range(5):
+        write_case(tmp_path / f"p{number}", f"p{number}", number)
+        for file in (tmp_path / f"p{number}" / "image").iterdir():
+            edit(file, FrameOfReferenceUID="1.2.3")
+    words = r"no case of 5 label objects can be used: p0/mask: .* no series of .*; p2/mask: .*; and 2"
+    with pytest.raises(DatasetError, match=words):
+        read_index(tmp_path)
+
+
 def test_structures_with_numbers_are_classes_of_their_own(tmp_path: Path) -> None:
     for number, names in enumerate([("L1", "L2"), ("l_1", "L 2"), ("L01", "L2")]):
         write_case(tmp_path / f"p{number}", f"p{number}", number, names=names)

@@ -24,6 +24,7 @@ _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _UNNAMED = "image"
+_TOLD = 3  # reasons that a message gives
 _IMAGES, _LABELS = (
     ("images", "image", "img", "imagesTr"),
     ("labels", "label", "masks", "mask", "segmentations", "labelsTr"),
@@ -254,6 +255,10 @@ def _dicom_tree(root: Path) -> Index | None:
     from medunet.data.dicom.dataset import find_labelled
 
     kinds, findings = find_labelled(root)
+    if findings and not kinds:
+        told = "; ".join(finding.message for finding in findings[:_TOLD])
+        more = f"; and {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
+        raise DatasetError(f"{root}: no case of {len(findings)} label objects can be used: {told}{more}")
     return _of_most(root, "DICOM", {}, kinds, findings)
 
 
