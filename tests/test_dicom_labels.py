@@ -508,6 +508,27 @@ def test_overlap_frames_and_thresholds_through_the_label_map(tmp_path: Path) -> 
         label_map(path, grid, "1.2.3", {"liver": 1})
 
 
+@pytest.mark.parametrize("step", [None, 7.5])
+def test_a_frame_on_a_plane_of_overlapping_slices_is_on_that_plane_alone(tmp_path: Path, step: float | None) -> None:
+    """Slices may be thicker than they are apart; only a stated distance of frames says that one stands for several."""
+    images, grid = source_images()
+    for image in images:
+        image.SliceThickness = 5.5
+    pixels = np.zeros(grid.shape[::-1], np.uint8)
+    pixels[3, 2:9, 1:8] = 1
+    dataset = dcmread(write_seg(tmp_path / "s.dcm", images, pixels, "BINARY", ["a"]))
+    assert dataset.NumberOfFrames == 1
+    (measures,) = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    if step is None:
+        measures.pop("SpacingBetweenSlices", None)
+    else:
+        measures.SpacingBetweenSlices = step
+    dataset.save_as(tmp_path / "s.dcm")
+    mask = place(read_segments(tmp_path / "s.dcm"), [1], grid)[1].mask
+    assert np.flatnonzero(mask.any((0, 1))).tolist() == ([3] if step is None else [2, 3, 4])
+    assert np.array_equal(mask[:, :, 3], pixels[3].T)
+
+
 def test_segmentations_that_cannot_be_placed_are_one_sentence(tmp_path: Path) -> None:
     images, grid = source_images()
     path = write_seg(tmp_path / "s.dcm", images, slices_first(phantom()).astype(np.uint8), "BINARY", ["a", "b", "c"])
