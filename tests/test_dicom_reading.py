@@ -328,6 +328,32 @@ def enhanced(path: Path, stored: np.ndarray, order: list[int]) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("lost", "total"), [(1, 3), (2, 3), (3, 3), (1, None), (2, None), (None, 3), (None, None)])
+def test_an_object_split_into_parts_is_read_when_all_are_there(
+    tmp_path: Path, lost: int | None, total: int | None
+) -> None:
+    """A concatenation (PS3.3 C.7.6.16.2.2.4): the frames of one object in several files."""
+    stored = np.abs(array(6)) % 100
+    whole = pydicom.dcmread(enhanced(tmp_path / "whole", stored, list(range(6))))
+    (tmp_path / "whole").unlink()
+    groups, uid = whole.PerFrameFunctionalGroupsSequence, generate_uid()
+    for part in range(3):
+        own = slice(2 * part, 2 * part + 2)
+        whole.PerFrameFunctionalGroupsSequence, whole.NumberOfFrames = groups[own], 2
+        whole.PixelData = stored[own].astype("<i2").tobytes()
+        whole.ConcatenationUID, whole.InConcatenationNumber = uid, part + 1
+        whole.InConcatenationTotalNumber = total
+        whole.ConcatenationFrameOffsetNumber = 2 * part
+        whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if part + 1 != lost:
+            whole.save_as(tmp_path / f"{part}.dcm")
+    if lost is None:
+        assert np.array_equal(voxels(tmp_path), stored * np.arange(1, 7)[:, None, None])
+        return
+    with pytest.raises(GeometryError, match=f"part {lost} of 3 of an object in several files is missing; add it"):
+        read_series(tmp_path)
+
+
 def test_a_folder_a_multi_frame_file_and_nifti_have_one_grid(tmp_path: Path) -> None:
     stored = np.abs(array(5)) % 100
     make_series(tmp_path / "classic", stored)
