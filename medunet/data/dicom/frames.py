@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from medunet.data.dicom.files import DicomFile, PixelSpan
@@ -248,6 +249,9 @@ def _keys(places: Sequence[Any]) -> dict[str, Any]:
         "acquisition": _first(places, "AcquisitionNumber", "FrameAcquisitionNumber"),
         "inversion time": _first(places, "InversionTime"),
         "trigger time": _first(places, "TriggerTime", "NominalCardiacTriggerDelayTime"),
+        "kernel": _first(places, "ConvolutionKernel"),
+        "acquisition time": _first(places, "AcquisitionTime"),
+        "series time": _first(places, "SeriesTime"),
     }
 
 
@@ -256,7 +260,7 @@ def _first(places: Sequence[Any], *keywords: str) -> str | None:
         for place in places:
             value = place.get(keyword)
             if value not in (None, ""):
-                return str(value)
+                return "/".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     return None
 
 

@@ -10,10 +10,10 @@ from medunet.data.dicom.location import one_line
 
 _KEYWORDS = (
     "AcquisitionDate", "AcquisitionDateTime", "AcquisitionNumber", "AcquisitionTime", "BitsAllocated", "BitsStored",
-    "Columns", "ConcatenationUID", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence",
-    "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient", "ImagePositionPatient",
-    "ImageType", "InConcatenationNumber", "InConcatenationTotalNumber", "InversionTime", "LossyImageCompression",
-    "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight",
+    "Columns", "ConcatenationUID", "ConvolutionKernel", "CorrectedImage", "DecayCorrection", "DiffusionBValue",
+    "DirectoryRecordSequence", "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient",
+    "ImagePositionPatient", "ImageType", "InConcatenationNumber", "InConcatenationTotalNumber", "InversionTime",
+    "LossyImageCompression", "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight",
     "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing",
     "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",
     "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
