@@ -26,6 +26,8 @@ from peers_bundles import SPACING, picture_bundle, tiny_bundle, trained_bundle, 
 from peers_run import Peers, Run, as_json
 from peers_tables import show
 
+SIZES = ((25, 100), (25, 200), (25, 400), (25, 800), (117, 400))  # classes, slices
+SMALL_SIZES = ((25, 100), (25, 200), (117, 100))
 ALL = ("monai", "nnunet", "medunet")
 
 
@@ -37,6 +39,7 @@ class Bench:
     peers: Peers
     quick: bool
     softmax: bool
+    sizes: tuple[tuple[int, int], ...]
 
     def pick(self, full: Any, small: Any) -> Any:
         """`full`, or `small` in a smoke test."""
@@ -86,9 +89,8 @@ def air(bench: Bench, minutes: float) -> dict[str, Any]:
 def memory(bench: Bench, _: float) -> dict[str, Any]:
     """25 and 117 classes at 512 x 512 with more and more slices and hardly any network."""
     edge = bench.pick(512, 128)
-    sizes = [(25, slices) for slices in bench.pick((100, 200, 400, 800), (100, 200))] + [(117, bench.pick(400, 100))]
     rows, runs = [], []
-    for classes, slices in sizes:
+    for classes, slices in bench.sizes or bench.pick(SIZES, SMALL_SIZES):
         image = bench.volume("memory", (edge, edge, slices))
         for peer in ALL if (classes, slices) == (25, 100) else ("medunet",):
             run = bench.run(peer, tiny_bundle(bench.work, classes), [image], f"memory_{classes}_{slices}")
@@ -197,6 +199,12 @@ def keep(bench: Bench, name: str, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(known, indent=2))
 
 
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """``25:100,25:200`` -> ((25, 100), (25, 200))."""
+    pairs = (pair.split(":") for pair in text.split(","))
+    return tuple((int(classes), int(slices)) for classes, slices in pairs)
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,6 +217,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=4.0, help="to train the 3D network, once")
     parser.add_argument("--backend", help="passed on to medunet; network seconds are those of torch alone")
     parser.add_argument("--softmax", action="store_true", help="the MONAI pipeline restores probabilities, not logits")
+    parser.add_argument("--sizes", type=_sizes, default=(), help="of memory, as CLASSES:SLICES,...; peers run 25:100")
     parser.add_argument("--limit", type=float, help="GB at which a child is ended; 80%% of what is free when not given")
     return parser.parse_args()
 
@@ -220,7 +229,7 @@ def main() -> None:
     overrides = {"inferer::backend": chosen.backend} if chosen.backend else {}
     chosen.work.mkdir(parents=True, exist_ok=True)
     peers = Peers(chosen.nnunet, overrides, int(limit))
-    bench = Bench(chosen.work.resolve(), peers, chosen.quick, chosen.softmax)
+    bench = Bench(chosen.work.resolve(), peers, chosen.quick, chosen.softmax, chosen.sizes)
     print(machine() + "\n")
     for name in chosen.only.split(",") if chosen.only else CASES:
         result = CASES[name](bench, chosen.minutes)

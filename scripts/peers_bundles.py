@@ -14,7 +14,7 @@ import numpy as np
 from body_phantom import body_phantom, write_training_set
 
 SPACING = (1.5, 1.5, 1.5)  # mm, the network's
-TINY = ("base_channels=4", "max_levels=2", "patch_size=[96,96,96]", "batch_size=1")  # next to no time in the network
+TINY = ("base_channels=2", "max_levels=1", "patch_size=[96,96,96]", "batch_size=1")  # next to no time in the network
 
 
 def medunet(*words: object) -> None:
@@ -30,20 +30,21 @@ def plan(dataset: Path, bundle: Path, settings: Sequence[str]) -> None:
 
 
 def trained_bundle(work: Path, minutes: float) -> Path:
-    """32 channels, five levels: trained with patches of 64^3, planned again for windows of 96^3 with those weights."""
-    learner, bundle = work / "body_64", work / "body_96"
+    """32 channels, four levels: trained with patches of 32^3, planned again for windows of 96^3 with those weights."""
+    learner, bundle = work / "body_32", work / "body_96"
     if not (bundle / "models" / "model.pt").is_file():
-        dataset = write_training_set(work / "bodies", 12, (96, 96, 80), SPACING, 5)
-        plan(dataset, learner, ("base_channels=32", "patch_size=[64,64,64]", "batch_size=2"))
-        medunet("train", learner, "--minutes", minutes, "--device", "cpu")
-        plan(dataset, bundle, ("base_channels=32", "patch_size=[96,96,96]", "batch_size=2"))
+        dataset = write_training_set(work / "bodies", 16, (64, 64, 48), SPACING, 5)
+        shared = ("base_channels=32", "max_levels=4", "batch_size=2", "warmup_steps=10")
+        plan(dataset, learner, (*shared, "patch_size=[32,32,32]"))
+        medunet("train", learner, "--minutes", minutes, "--device", "cpu", "--set", "validations=1")
+        plan(dataset, bundle, (*shared, "patch_size=[96,96,96]"))
         (bundle / "models").mkdir(exist_ok=True)
         shutil.copy(learner / "models" / "model.pt", bundle / "models" / "model.pt")
     return bundle
 
 
 def tiny_bundle(work: Path, classes: int) -> Path:
-    """A network of two levels with random weights, the same each time."""
+    """Two convolutions and a head with random weights, the same each time."""
     import torch
 
     from medunet.networks import UNet
