@@ -40,6 +40,7 @@ class Bench:
     quick: bool
     softmax: bool
     sizes: tuple[tuple[int, int], ...]
+    spacing: tuple[float, ...]
 
     def pick(self, full: Any, small: Any) -> Any:
         """`full`, or `small` in a smoke test."""
@@ -91,12 +92,17 @@ def memory(bench: Bench, _: float) -> dict[str, Any]:
     edge = bench.pick(512, 128)
     rows, runs = [], []
     for classes, slices in bench.sizes or bench.pick(SIZES, SMALL_SIZES):
-        image = bench.volume("memory", (edge, edge, slices))
+        image = bench.volume("memory" + _tag(bench.spacing), (edge, edge, slices), bench.spacing)
         for peer in ALL if (classes, slices) == (25, 100) else ("medunet",):
             run = bench.run(peer, tiny_bundle(bench.work, classes), [image], f"memory_{classes}_{slices}")
             runs.append(run)
             rows.append({"classes": classes, "shape": [edge, edge, slices], "voxels": edge * edge * slices})
-    return {"runs": runs, "sizes": rows}
+    return {"runs": runs, "sizes": rows, "spacing_mm": list(bench.spacing)}
+
+
+def _tag(spacing: Sequence[float]) -> str:
+    """Part of a volume's name when it does not have the network's spacing."""
+    return "" if tuple(spacing) == SPACING else "_" + "_".join(f"{value:g}" for value in spacing)
 
 
 def small(bench: Bench, _: float) -> dict[str, Any]:
@@ -205,6 +211,10 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(classes), int(slices)) for classes, slices in pairs)
 
 
+def _spacing(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,6 +228,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--backend", help="passed on to medunet; network seconds are those of torch alone")
     parser.add_argument("--softmax", action="store_true", help="the MONAI pipeline restores probabilities, not logits")
     parser.add_argument("--sizes", type=_sizes, default=(), help="of memory, as CLASSES:SLICES,...; peers run 25:100")
+    parser.add_argument("--spacing", type=_spacing, default=SPACING, help="of memory's volumes, in mm: X,Y,Z")
     parser.add_argument("--limit", type=float, help="GB at which a child is ended; 80%% of what is free when not given")
     return parser.parse_args()
 
@@ -229,7 +240,7 @@ def main() -> None:
     overrides = {"inferer::backend": chosen.backend} if chosen.backend else {}
     chosen.work.mkdir(parents=True, exist_ok=True)
     peers = Peers(chosen.nnunet, overrides, int(limit))
-    bench = Bench(chosen.work.resolve(), peers, chosen.quick, chosen.softmax, chosen.sizes)
+    bench = Bench(chosen.work.resolve(), peers, chosen.quick, chosen.softmax, chosen.sizes, chosen.spacing)
     print(machine() + "\n")
     for name in chosen.only.split(",") if chosen.only else CASES:
         result = CASES[name](bench, chosen.minutes)
