@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 from body_phantom import write_case
-from peers_bundles import SPACING, picture_bundle, tiny_bundle, trained_bundle, write_pictures
+from peers_bundles import CLASSES, SPACING, picture_bundle, tiny_bundle, trained_bundle, write_pictures
 from peers_run import Peers, Run, as_json
 from peers_tables import show
 
@@ -47,9 +47,9 @@ class Bench:
         return small if self.quick else full
 
     def volume(self, name: str, shape: Sequence[int], spacing: Sequence[float] = SPACING, air: float = 0.1) -> Path:
-        """A body with 5 classes that training did not see."""
+        """A body that training did not see."""
         size = "x".join(map(str, shape))
-        return write_case(self.work / "cases", f"{name}_{size}", shape, spacing, 1000, air, 5)[0]
+        return write_case(self.work / "cases", f"{name}_{size}", shape, spacing, 1000, air, CLASSES)[0]
 
     def run(self, peer: str, bundle: Path, inputs: Sequence[Path], name: str) -> Run:
         """One peer on some files; its results stay in DIR/runs/NAME_PEER."""

@@ -18,18 +18,18 @@ from medunet.data.volume import write_image, write_label
 AIR, TISSUE = -1000.0, 40.0  # HU
 _AIR_NOISE, _BODY_NOISE = 4.0, 15.0  # standard deviation, HU
 _WIDER = 1.5  # the body's width over its depth
-_RADII = (10.0, 26.0)  # mm
-_DENSITY = 1.0 / 60.0**3  # organs per mm3 of the volume
+_RADII = (10.0, 24.0)  # mm
+_DENSITY = 1.0 / 40.0**3  # organs per mm3 of the volume
 _SLAB = 16  # slices
 
 
 def organ_levels(classes: int) -> list[float]:
-    """HU of the classes 1 to `classes` - 1: -120, then evenly from 130 to 600."""
-    return [-120.0, *np.linspace(130.0, 600.0, classes - 2).tolist()] if classes > 2 else [130.0]
+    """HU of the classes 1 to `classes` - 1: -120, then evenly from 330 to 650."""
+    return [-120.0, *np.linspace(330.0, 650.0, classes - 2).tolist()] if classes > 2 else [330.0]
 
 
 def body_phantom(
-    shape: Sequence[int], spacing: Sequence[float], seed: int, air_fraction: float = 0.1, classes: int = 5
+    shape: Sequence[int], spacing: Sequence[float], seed: int, air_fraction: float = 0.1, classes: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """An int16 image in HU and its uint8 label map.
 
@@ -107,7 +107,7 @@ def _organs(
     """(class, centre, half axes) in mm; at least one of each class."""
     extent = np.array(shape) * np.array(spacing)
     count = max(classes - 1, round(float(extent.prod()) * _DENSITY))
-    largest = np.minimum(_RADII[1], extent / 5)
+    largest = np.minimum(_RADII[1], extent / 4)
     kinds = [1 + number % (classes - 1) for number in range(count)]
     sizes = [rng.uniform(np.minimum(_RADII[0], largest / 2), largest) for _ in kinds]
     return [(kind, rng.uniform(0.1, 0.9, 3) * extent, size) for kind, size in zip(kinds, sizes, strict=True)]

@@ -14,6 +14,8 @@ import numpy as np
 from body_phantom import body_phantom, write_training_set
 
 SPACING = (1.5, 1.5, 1.5)  # mm, the network's
+WINDOW = "normalization=[{scheme: ct, low: -300, high: 700, mean: 100, std: 200}]"  # HU; keeps fat apart from air
+CLASSES = 4  # of the trained networks
 TINY = ("base_channels=2", "max_levels=1", "patch_size=[96,96,96]", "batch_size=1")  # next to no time in the network
 
 
@@ -33,8 +35,8 @@ def trained_bundle(work: Path, minutes: float) -> Path:
     """32 channels, four levels: trained with patches of 32^3, planned again for windows of 96^3 with those weights."""
     learner, bundle = work / "body_32", work / "body_96"
     if not (bundle / "models" / "model.pt").is_file():
-        dataset = write_training_set(work / "bodies", 16, (64, 64, 48), SPACING, 5)
-        shared = ("base_channels=32", "max_levels=4", "batch_size=2", "warmup_steps=10")
+        dataset = write_training_set(work / "bodies", 16, (64, 64, 48), SPACING, CLASSES)
+        shared = ("base_channels=32", "max_levels=4", "batch_size=2", "warmup_steps=10", "learning_rate=0.004", WINDOW)
         plan(dataset, learner, (*shared, "patch_size=[32,32,32]"))
         medunet("train", learner, "--minutes", minutes, "--device", "cpu", "--set", "validations=1")
         plan(dataset, bundle, (*shared, "patch_size=[96,96,96]"))
@@ -72,7 +74,7 @@ def picture_bundle(work: Path, minutes: float) -> Path:
             {"image": str(i.relative_to(dataset)), "label": str(m.relative_to(dataset))}
             for i, m in zip(images, labels, strict=True)
         ]
-        names = {str(n): f"organ_{n}" if n else "background" for n in range(5)}
+        names = {str(n): f"organ_{n}" if n else "background" for n in range(CLASSES)}
         facts = {"name": "Pictures", "modality": {"0": "CT"}, "labels": names, "training": entries}
         (dataset / "dataset.json").write_text(json.dumps(facts))
         scheme = "normalization=[{scheme: ct, low: 0, high: 255, mean: 90, std: 50}]"
