@@ -108,7 +108,7 @@ def _tag(spacing: Sequence[float]) -> str:
 def small(bench: Bench, _: float) -> dict[str, Any]:
     """Many PNG pictures in one call."""
     count = bench.pick(500, 20)
-    bundle = picture_bundle(bench.work, bench.pick(1.0, 0.3))
+    bundle = picture_bundle(bench.work, bench.pick(2.0, 0.3))
     images, _labels = write_pictures(bench.work / f"unseen_{count}", count, seed=7)
     return {"runs": [bench.run(peer, bundle, images, "small") for peer in ("nnunet", "medunet")], "images": count}
 

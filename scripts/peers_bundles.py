@@ -66,7 +66,7 @@ def tiny_bundle(work: Path, classes: int) -> Path:
 
 def picture_bundle(work: Path, minutes: float) -> Path:
     """A 2D network of 16 channels for PNG pictures of 256 x 256, trained for some minutes."""
-    bundle = work / "pictures_2d"
+    bundle = work / f"pictures_2d_{minutes:g}_minutes"
     if not (bundle / "models" / "model.pt").is_file():
         dataset = work / "pictures"
         images, labels = write_pictures(dataset, 12, seed=0)
