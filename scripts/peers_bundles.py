@@ -15,6 +15,7 @@ from body_phantom import body_phantom, write_training_set
 
 SPACING = (1.5, 1.5, 1.5)  # mm, the network's
 WINDOW = "normalization=[{scheme: ct, low: -300, high: 700, mean: 100, std: 200}]"  # HU; keeps fat apart from air
+_ENOUGH = 0.8  # Dice, so that there is foreground to compare
 CLASSES = 4  # of the trained networks
 TINY = ("base_channels=2", "max_levels=1", "patch_size=[96,96,96]", "batch_size=1")  # next to no time in the network
 
@@ -39,6 +40,9 @@ def trained_bundle(work: Path, minutes: float) -> Path:
         shared = ("base_channels=32", "max_levels=4", "batch_size=2", "warmup_steps=10", "learning_rate=0.004", WINDOW)
         plan(dataset, learner, (*shared, "patch_size=[32,32,32]"))
         medunet("train", learner, "--minutes", minutes, "--device", "cpu", "--set", "validations=1")
+        dice = json.loads((learner / "eval" / "fold_0" / "scores.json").read_text())["summary"]["dice"]["mean"]
+        if dice < _ENOUGH:
+            print(f"Dice {dice:.2f}: delete {learner} and {bundle} and give more --minutes", file=sys.stderr)
         plan(dataset, bundle, (*shared, "patch_size=[96,96,96]"))
         (bundle / "models").mkdir(exist_ok=True)
         shutil.copy(learner / "models" / "model.pt", bundle / "models" / "model.pt")
