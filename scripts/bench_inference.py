@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +238,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Run the cases one after the other, and print and keep each as soon as it is there."""
     chosen = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a child is ended too
     limit = chosen.limit * 1e9 if chosen.limit else 0.8 * psutil.virtual_memory().available
     overrides = {"inferer::backend": chosen.backend} if chosen.backend else {}
     chosen.work.mkdir(parents=True, exist_ok=True)
