@@ -1,0 +1,87 @@
+"""The Markdown tables of bench_inference.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peers_run import Run
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+def run_cells(run: Run) -> list[str]:
+    """The figures that every table has."""
+    if run.state != "done":
+        return [run.peer, run.state, "", "", "", f"{run.peak / 1e9:.2f}" if run.peak else "", ""]
+    times = [f"{value:.1f}" for value in (run.wall, run.seconds, run.network)]
+    return [run.peer, *times, str(run.calls), f"{run.peak / 1e9:.2f}", f"{run.own_peak / 1e9:.2f}"]
+
+
+HEAD = ("peer", "s, all", "s, after imports", "s, network", "calls", "peak GB, with children", "VmHWM GB, itself")
+
+
+def show(name: str, result: dict[str, Any]) -> str:
+    """A case's tables."""
+    runs: list[Run] = result["runs"]
+    if name == "memory":
+        return _show_memory(runs, result["sizes"])
+    if name == "small":
+        count = result["images"]
+        rows = [_picture_cells(run, count) for run in runs if run.seconds]
+        extra = table(("peer", "state", "images/s, after imports", "ms network/image", "ms beyond it/image"), rows)
+        return table(HEAD, map(run_cells, runs)) + "\n" + extra
+    if name == "overhead":
+        rows = [
+            [r.peer, f"{r.overhead:.1f}", f"{r.network:.1f}", f"{r.overhead / r.network:.1%}"]
+            for r in runs
+            if r.network
+        ]
+        return table(("peer", "s beyond the network", "s network", "share"), rows)
+    if name == "air":
+        names, windows = result["names"], result["windows"]
+        rows = [[n, f"{windows[n]:.0%}", *run_cells(run)] for n, run in zip(names, runs, strict=True)]
+        return table(("volume", "windows of air alone", *HEAD), rows)
+    return _show_speed(result)
+
+
+def _show_speed(result: dict[str, Any]) -> str:
+    rows = [
+        [a["where"], a["of"], a["with"], f"{a['equal']:.4%}", a["different_voxels"], _dice(a)]
+        for a in result["agreement"]
+    ]
+    head = ("where", "of", "with", "equal in the union of foregrounds", "voxels that differ", "Dice per class")
+    parts = [table(HEAD, map(run_cells, result["runs"])), ratios(result["runs"])]
+    return "\n".join([*parts, "Other spacing:\n", table(HEAD, map(run_cells, result["spacing"])), table(head, rows)])
+
+
+def _show_memory(runs: Sequence[Run], sizes: Sequence[dict[str, Any]]) -> str:
+    """Beyond input and labels: less 4 bytes a voxel for the float32 volume and 1 for the label map."""
+    rows = []
+    for run, size in zip(runs, sizes, strict=True):
+        beyond = [f"{(value - 5 * size['voxels']) / 1e9:.2f}" for value in (run.peak, run.allocated)]
+        shape = " x ".join(map(str, size["shape"]))
+        rows.append([size["classes"], shape, *run_cells(run), f"{run.imports / 1e9:.2f}", *beyond])
+    more = ("GB after imports", "peak - volume - labels, GB", "the same without mapped files, GB")
+    return table(("classes", "volume", *HEAD, *more), rows)
+
+
+def _picture_cells(run: Run, count: int) -> list[str]:
+    values = (count / run.seconds, 1e3 * run.network / count, 1e3 * run.overhead / count)
+    return [run.peer, run.state, *(f"{value:.1f}" for value in values)]
+
+
+def _dice(row: dict[str, Any]) -> str:
+    return ", ".join(f"{value:.4f}" for value in row["dice"].values())
+
+
+def ratios(runs: Sequence[Run]) -> str:
+    """medunet's time after the imports over the others'."""
+    seconds = {run.peer: run.seconds for run in runs if run.state == "done"}
+    own = seconds.pop("medunet", None)
+    words = [f"medunet / {peer}: {own / value:.2f}" for peer, value in seconds.items()] if own else []
+    return ("Seconds after imports, " + "; ".join(words) + "\n") if words else ""
