@@ -10,8 +10,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from monai.data import MetaTensor
 
 from medunet import verbs
+from medunet.data.datalist import read_datalist
 from medunet.data.dicom.codes import generic_code
 from medunet.data.dicom.labels import label_map
 from medunet.data.dicom.objects import Algorithm, Segment
@@ -19,10 +21,11 @@ from medunet.data.dicom.results import write_result
 from medunet.data.dicom.volumes import find_series
 from medunet.data.index import Index, read_index
 from medunet.data.phantom import make_phantom
+from medunet.data.transforms import load_transform
 from medunet.data.volume import read_label, read_volume, write_label
 from medunet.errors import DatasetError, GeometryError, InputError
 from medunet.inference.inputs import find_cases
-from medunet.inference.saving import require_writable
+from medunet.inference.saving import SaveLabeld, require_writable
 from medunet.planning import Budget
 from tests.dicom_phantom import make_series
 from tests.test_dicom_geometry import edit
@@ -103,6 +106,47 @@ def test_labels_lie_on_the_image_voxel_for_voxel(tree: Path) -> None:
         assert np.array_equal(got.array[0], np.choose(expected, [0, 2, 1]))
 
 
+def test_a_result_refers_to_the_series_whose_folder_has_a_semicolon(tmp_path: Path) -> None:
+    """The folder ``A;B`` is one source and not the channels ``A`` and ``B``."""
+    array = np.zeros((3, 6, 5), np.int16)
+    for name in ("A", "A;B"):
+        make_series(tmp_path / name, array)
+    item = load_transform(["image"])({"image": str(tmp_path / "A;B")})
+    (tmp_path / "models").mkdir()
+    (tmp_path / "configs").mkdir()
+    for file in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+        (tmp_path / file).touch()
+    save = SaveLabeld(
+        str(tmp_path / "out"), {"background": 0, "Liver": 1}, output_format="dicom-seg", bundle_root=str(tmp_path)
+    )
+    save({**item, "pred": MetaTensor(np.ones((1, 5, 6, 3), np.uint8))})
+    seg = pydicom.dcmread(tmp_path / "out" / "A;B_seg.dcm")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == find_series(tmp_path / "A;B").uid
+
+
+@pytest.mark.parametrize("line", ["A;B/scan.nii", "A;B"])
+def test_a_line_that_is_one_path_is_one_file(tmp_path: Path, line: str) -> None:
+    make_series(tmp_path / "A;B", np.zeros((3, 6, 5), np.int16))
+    (tmp_path / "A;B" / "scan.nii").touch()
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    (tmp_path / "list.csv").write_text(f"image,label\n{line},l.nii\n")
+    (case,) = find_cases([f"@{tmp_path / 'list.txt'}"])
+    assert case.images == (str(tmp_path / line),)
+    assert read_datalist(tmp_path / "list.csv")[0][0].images == (line,)
+
+
+def test_a_path_with_a_semicolon_cannot_be_one_of_several(tmp_path: Path) -> None:
+    for name in ("A;B", "A", "B"):
+        make_series(tmp_path / name, np.zeros((3, 6, 5), np.int16))
+    (tmp_path / "list.txt").write_text("A;B;A\n")
+    words = "';' stands between the channels of a case and the path A;B has one; rename it"
+    with pytest.raises(InputError, match=words):
+        find_cases([f"@{tmp_path / 'list.txt'}"], channels=("a", "b"))
+    (tmp_path / "list.csv").write_text("image,label\nA;B;A,l.nii\n")
+    with pytest.raises(InputError, match=words):
+        read_index(tmp_path / "list.csv")
+
+
 def test_a_datalist_names_series_objects_and_structures(tree: Path) -> None:
     uid = find_series(tree / "p1/CT/image").uid
     (tree / "list.csv").write_text(
@@ -128,6 +172,39 @@ def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
     assert [str(c.label).split("#")[1] for c in index.training] == [
         "on=../image&GTV_1=7", "on=../image&gtv-1=7", "on=../image&GTV1=7", "on=../image&GTV_1=7",
     ]  # fmt: skip
+
+
+def test_a_structure_that_only_begins_as_its_class_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "p0", 0, names=("Liver", "GTV_Mass"))
+    write_case(tmp_path / "p1", "p1", 1, names=("liver", "gtv 1"))
+    rows = [{"image": f"p{n}/image", "label": f"p{n}/mask/label.dcm"} for n in range(2)]
+    content = {"labels": {"Liver": 1, "GTV": 2}, "training": rows, "channels": ["CT"]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    (finding,) = read_index(tmp_path / "list.json").findings
+    assert not finding.fatal
+    rows[1]["roi"] = "Kidney"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert "has no structure 'Kidney', it has" in read_index(tmp_path / "other.json").findings[1].message
+    rows[1]["roi"] = "gtv"
+    content["labels"] = {"Liver": 1}
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert "'gtv' of column roi is none of the classes Liver; name one" in str(
+        read_index(tmp_path / "other.json").findings
+    )
+    assert finding.message == (
+        f"p0: class 'GTV' is taken from structure 'GTV_Mass' of {tmp_path / 'p0/mask/label.dcm'}, whose name goes on; "
+        f"name another in column roi if it is not meant"
+    )
+
+
+def test_a_tree_of_which_no_case_can_be_used_says_why(tmp_path: Path) -> None:
+    for number in range(5):
+        write_case(tmp_path / f"p{number}", f"p{number}", number)
+        for file in (tmp_path / f"p{number}" / "image").iterdir():
+            edit(file, FrameOfReferenceUID="1.2.3")
+    words = r"no case of 5 label objects can be used: p0/mask: .* no series of .*; p2/mask: .*; and 2"
+    with pytest.raises(DatasetError, match=words):
+        read_index(tmp_path)
 
 
 def test_structures_with_numbers_are_classes_of_their_own(tmp_path: Path) -> None:

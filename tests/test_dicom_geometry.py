@@ -312,6 +312,47 @@ def test_interleaved_acquisitions_are_told_apart(tmp_path: Path) -> None:
     assert [series.part for series in found] == ["acquisition 1", "acquisition 2"]
 
 
+HALF_WAY = (-20.0, -30.0, 101.25)
+"""Where a stack of 2.5 mm begins that lies half a slice beyond another one."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "parts"),
+    [
+        ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}, ["acquisition 1", "acquisition 2"]),
+        ({"TemporalPositionIdentifier": 1}, {"TemporalPositionIdentifier": 2},
+         ["temporal position 1", "temporal position 2"]),
+        ({"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": ["Br59f", "3"]}, ["kernel B30f", "kernel Br59f/3"]),
+        ({"AcquisitionTime": "101112"}, {"AcquisitionTime": "101150"},
+         ["acquisition time 101112", "acquisition time 101150"]),
+        ({"SeriesTime": "101112"}, {"SeriesTime": "101150"}, ["series time 101112", "series time 101150"]),
+    ],
+)  # fmt: skip
+def test_two_stacks_that_mesh_evenly_are_told_apart(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object], parts: list[str]
+) -> None:
+    """Each is a volume without gaps; merged they would be one of half the distance that alternates between two."""
+    found = two_stacks(tmp_path, first, {**second, "origin": HALF_WAY})
+    assert [series.part for series in found] == parts
+    assert [series.verdict.state for series in found] == ["accepted", "accepted"]
+    assert [int(read_stack(series).array.max()) for series in found] == [0, 1]
+
+
+@pytest.mark.parametrize("common", [{"SliceThickness": "1.25"}, {"SliceThickness": "1.0"}, {"SliceThickness": None}])
+def test_one_stack_acquired_in_two_passes_stays_one(tmp_path: Path, common: dict[str, object]) -> None:
+    """Odd slices first, even slices then: either pass alone has gaps."""
+    found = two_stacks(tmp_path, {"AcquisitionNumber": 1}, {"AcquisitionNumber": 2, "origin": HALF_WAY}, **common)
+    assert [series.part for series in found] == [""]
+    assert found[0].verdict.state == "accepted"
+
+
+def test_overlapping_slices_are_one_stack(tmp_path: Path) -> None:
+    found = two_stacks(tmp_path, {}, {"origin": HALF_WAY})
+    assert [series.part for series in found] == [""]
+    beside = two_stacks(tmp_path / "b", {"AcquisitionNumber": 1}, {"AcquisitionNumber": 2, "origin": (-20, -30, 110)})
+    assert [series.part for series in beside] == [""]
+
+
 def test_an_acquisition_number_for_each_slice_is_one_stack(tmp_path: Path) -> None:
     for number, file in enumerate(make_series(tmp_path, np.zeros((6, 4, 4), np.int16))):
         edit(file, AcquisitionNumber=number // 2)

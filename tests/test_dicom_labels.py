@@ -191,6 +191,14 @@ def test_contours_that_leave_their_plane_are_refused() -> None:
         ("Bladder", ["BladderWall"], None),
         ("Lung L", ["lung_l", "lung_r"], "lung_l"),
         ("GTV", ["GTVp"], None),
+        ("Kidney", ["Kidney_R_PRV"], None),
+        ("Kidney_R", ["Kidney_R_PRV05"], None),
+        ("Lung", ["Lung_L"], None),
+        ("Lung", ["Lung rt"], None),
+        ("Lungs", ["Lungs-GTV"], None),
+        ("PTV", ["PTV_Opt", "PTV ring 2"], None),
+        ("Cord", ["Cord_5mm", "cord 0.5 cm"], None),
+        ("GTV", ["GTV_PRV", "GTV_Mass"], "GTV_Mass"),
     ],
 )
 def test_names_match_as_people_spell_them(wanted: str, names: list[str], found: str | None) -> None:
@@ -498,6 +506,27 @@ def test_overlap_frames_and_thresholds_through_the_label_map(tmp_path: Path) -> 
         label_map(path, grid, frame, {"spleen": 1})
     with pytest.raises(GeometryError, match=r"the series is in 1\.2\.3"):
         label_map(path, grid, "1.2.3", {"liver": 1})
+
+
+@pytest.mark.parametrize("step", [None, 7.5])
+def test_a_frame_on_a_plane_of_overlapping_slices_is_on_that_plane_alone(tmp_path: Path, step: float | None) -> None:
+    """Slices may be thicker than they are apart; only a stated distance of frames says that one stands for several."""
+    images, grid = source_images()
+    for image in images:
+        image.SliceThickness = 5.5
+    pixels = np.zeros(grid.shape[::-1], np.uint8)
+    pixels[3, 2:9, 1:8] = 1
+    dataset = dcmread(write_seg(tmp_path / "s.dcm", images, pixels, "BINARY", ["a"]))
+    assert dataset.NumberOfFrames == 1
+    (measures,) = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    if step is None:
+        measures.pop("SpacingBetweenSlices", None)
+    else:
+        measures.SpacingBetweenSlices = step
+    dataset.save_as(tmp_path / "s.dcm")
+    mask = place(read_segments(tmp_path / "s.dcm"), [1], grid)[1].mask
+    assert np.flatnonzero(mask.any((0, 1))).tolist() == ([3] if step is None else [2, 3, 4])
+    assert np.array_equal(mask[:, :, 3], pixels[3].T)
 
 
 def test_segmentations_that_cannot_be_placed_are_one_sentence(tmp_path: Path) -> None:

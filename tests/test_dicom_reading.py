@@ -121,6 +121,12 @@ def test_whole_numbers_stay_whole(tmp_path: Path, intercept: int, low: int, high
     assert np.array_equal(voxels(tmp_path), stored.astype(int) + intercept)
 
 
+@pytest.mark.parametrize("unit", ["HU", "hu ", "US", "Hounsfield Units", None])
+def test_ct_in_hounsfield_units_or_of_no_stated_unit_is_read(tmp_path: Path, unit: str | None) -> None:
+    make_series(tmp_path, array(), RescaleType=unit)
+    assert scan(tmp_path).series[0].verdict.state == "accepted"
+
+
 def test_unsigned_16_bit_values_are_not_negative(tmp_path: Path) -> None:
     stored = np.random.default_rng(1).integers(0, 65536, (3, 6, 5)).astype(np.uint16)
     make_series(tmp_path, stored.view(np.int16), PixelRepresentation=0)
@@ -233,6 +239,9 @@ def test_wherever_the_files_are(tmp_path: Path, place: Callable[[Path], Path]) -
     [
         ({"modality": "CT", "RescaleIntercept": None}, "has no RescaleIntercept, so that its values have no unit"),
         ({"modality": "CT", "RescaleSlope": None}, "has no RescaleSlope"),
+        ({"modality": "CT", "RescaleType": "MGML"}, "RescaleType is MGML, not HU; give the series of CT numbers"),
+        ({"modality": "CT", "RescaleType": "Z_EFF"}, "RescaleType is Z_EFF, not HU"),
+        ({"modality": "CT", "RescaleType": "HU_MOD"}, "RescaleType is HU_MOD, not HU"),
         ({"modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "is a Siemens mosaic"),
     ],
 )
@@ -317,6 +326,32 @@ def enhanced(path: Path, stored: np.ndarray, order: list[int]) -> Path:
     d.PixelData = stored[order].astype("<i2").tobytes()
     pydicom.dcmwrite(path, d, enforce_file_format=True)
     return path
+
+
+@pytest.mark.parametrize(("lost", "total"), [(1, 3), (2, 3), (3, 3), (1, None), (2, None), (None, 3), (None, None)])
+def test_an_object_split_into_parts_is_read_when_all_are_there(
+    tmp_path: Path, lost: int | None, total: int | None
+) -> None:
+    """A concatenation (PS3.3 C.7.6.16.2.2.4): the frames of one object in several files."""
+    stored = np.abs(array(6)) % 100
+    whole = pydicom.dcmread(enhanced(tmp_path / "whole", stored, list(range(6))))
+    (tmp_path / "whole").unlink()
+    groups, uid = whole.PerFrameFunctionalGroupsSequence, generate_uid()
+    for part in range(3):
+        own = slice(2 * part, 2 * part + 2)
+        whole.PerFrameFunctionalGroupsSequence, whole.NumberOfFrames = groups[own], 2
+        whole.PixelData = stored[own].astype("<i2").tobytes()
+        whole.ConcatenationUID, whole.InConcatenationNumber = uid, part + 1
+        whole.InConcatenationTotalNumber = total
+        whole.ConcatenationFrameOffsetNumber = 2 * part
+        whole.SOPInstanceUID = whole.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if part + 1 != lost:
+            whole.save_as(tmp_path / f"{part}.dcm")
+    if lost is None:
+        assert np.array_equal(voxels(tmp_path), stored * np.arange(1, 7)[:, None, None])
+        return
+    with pytest.raises(GeometryError, match=f"part {lost} of 3 of an object in several files is missing; add it"):
+        read_series(tmp_path)
 
 
 def test_a_folder_a_multi_frame_file_and_nifti_have_one_grid(tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ counts from ``threshold`` on, 0.5 of the maximum where it is not given.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from medunet.data.dicom.source import Source
 from medunet.data.index import Case, Finding, read_json
 from medunet.data.volume import stem_of, suffix_of
-from medunet.errors import DatasetError
+from medunet.errors import DatasetError, InputError
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")  # a SeriesInstanceUID
 
@@ -89,7 +92,7 @@ def _case(row: Mapping[str, Any], number: int, path: Path) -> Case:
         raise DatasetError(f"{path}: row {number + 1} has no column image; give image (or image_0, image_1, ...)")
     files: list[str] = []
     for column in sorted(columns, key=lambda key: (len(key), key)):
-        files += listed(row[column])
+        files += listed(row[column], path.parent)
     files = [f".#series={file}" if _UID.fullmatch(file) else relative(file) for file in files]
     case = str(row.get("id") or _name(files[0]))
     return Case(
@@ -140,9 +143,28 @@ def _split(row: Mapping[str, Any], case: str, path: Path) -> str | None:
     return None
 
 
-def listed(value: Any) -> list[str]:
-    """File names of a list, or of a text with ``;`` between them."""
-    return [str(v) for v in value] if isinstance(value, list) else [part.strip() for part in str(value).split(";")]
+def listed(value: Any, root: Path) -> list[str]:
+    """File names of a list, or of a text with ``;`` between them; a text that is one path below `root` is one name.
+
+    Raises:
+        InputError: one of several names has a ``;`` of its own.
+    """
+    if isinstance(value, list):
+        return [str(v) for v in value]
+    parts = [part.strip() for part in str(value).split(";")]
+    if len(parts) == 1 or _is_there(str(value).strip(), root):
+        return [str(value).strip()]
+    for first, last in combinations(range(len(parts) + 1), 2):
+        path = ";".join(parts[first:last])
+        if last - first > 1 and _is_there(path, root):
+            raise InputError(
+                f"{value}: ';' stands between the channels of a case and the path {path} has one; rename it"
+            )
+    return parts
+
+
+def _is_there(source: str, root: Path) -> bool:
+    return os.path.exists(Source.parse(root / source).path)
 
 
 def relative(path: str) -> str:

@@ -24,6 +24,7 @@ _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _UNNAMED = "image"
+_TOLD = 3  # reasons that a message gives
 _IMAGES, _LABELS = (
     ("images", "image", "img", "imagesTr"),
     ("labels", "label", "masks", "mask", "segmentations", "labelsTr"),
@@ -75,11 +76,11 @@ def _msd(root: Path) -> Index | None:
     content = read_json(root / "dataset.json")
     if not isinstance(content, dict) or not isinstance(content.get("training"), list):
         return None
-    entries = [e for e in content["training"] if isinstance(e, dict) and not _is_hidden(e)]
+    entries = [e for e in content["training"] if isinstance(e, dict) and not _is_hidden(e, root)]
     if not entries or _is_numbered(root, entries[0]):
         return None
     tests = [entry if isinstance(entry, dict) else {"image": entry} for entry in content.get("test", [])]
-    test = tuple(_msd_case(entry, root) for entry in tests if not _is_hidden(entry))
+    test = tuple(_msd_case(entry, root) for entry in tests if not _is_hidden(entry, root))
     present = tuple(case for case in test if all((root / image).is_file() for image in case.images))
     return _index(root, "MSD", content, tuple(_msd_case(entry, root) for entry in entries), present)
 
@@ -89,20 +90,20 @@ def _msd_case(entry: Mapping[str, Any], root: Path) -> Case:
         raise DatasetError(
             f"{root / 'dataset.json'}: an entry has no 'image' ({entry}); give image and label of each case"
         )
-    images = tuple(relative(file) for file in listed(entry["image"]))
+    images = tuple(relative(file) for file in listed(entry["image"], root))
     label = entry.get("label")
     case = re.sub(r"_0000$", "", stem_of(images[0]))
     return Case(case, images, None if label is None else relative(str(label)), case)
 
 
-def _is_hidden(entry: Mapping[str, Any]) -> bool:
+def _is_hidden(entry: Mapping[str, Any], root: Path) -> bool:
     """Whether it lists what macOS leaves beside a file (``._name``)."""
-    return any(Path(file).name.startswith("._") for file in listed(entry.get("image", "")))
+    return any(Path(file).name.startswith("._") for file in listed(entry.get("image", ""), root))
 
 
 def _is_numbered(root: Path, entry: Mapping[str, Any]) -> bool:
     """nnU-Net v1 lists ``NAME.nii.gz`` for the files ``NAME_0000.nii.gz``, ..."""
-    image = root / listed(entry.get("image") or "")[0]
+    image = root / listed(entry.get("image") or "", root)[0]
     return not image.is_file() and any(image.parent.glob(f"{stem_of(image)}_0000.*"))
 
 
@@ -254,6 +255,10 @@ def _dicom_tree(root: Path) -> Index | None:
     from medunet.data.dicom.dataset import find_labelled
 
     kinds, findings = find_labelled(root)
+    if findings and not kinds:
+        told = "; ".join(finding.message for finding in findings[:_TOLD])
+        more = f"; and {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
+        raise DatasetError(f"{root}: no case of {len(findings)} label objects can be used: {told}{more}")
     return _of_most(root, "DICOM", {}, kinds, findings)
 
 

@@ -15,6 +15,8 @@ from medunet.errors import InputError
 
 GEOMETRY = "geometry"
 """Where the meta data of a DICOM volume keeps its geometry verdict."""
+SOURCES = "sources"
+"""Where the meta data keeps the source of each channel; ``filename_or_obj`` is for messages."""
 
 
 class VolumeReader(ImageReader):
@@ -54,9 +56,10 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
             MetaKeys.SPACE: SpaceKeys.RAS,
             "filename_or_obj": ";".join(paths),
+            SOURCES: json.dumps(paths),  # a text: collating would take lists apart
         }
         if content.verdict is not None:
-            meta[GEOMETRY] = json.dumps(content.verdict)  # a text: collating would take lists apart
+            meta[GEOMETRY] = json.dumps(content.verdict)
         return np.ascontiguousarray(content.array, dtype=np.float32), meta
 
 
@@ -70,6 +73,12 @@ def require_finite(volume: Volume, paths: Sequence[str]) -> None:
             f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; "
             f"replace them or remove the case"
         )
+
+
+def sources_of(image: Any) -> list[str]:
+    """What a loaded tensor was read from: one source, or one per channel."""
+    text = image.meta.get(SOURCES)
+    return [str(image.meta["filename_or_obj"])] if text is None else [str(source) for source in json.loads(text)]
 
 
 def geometry_of(image: Any) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def case_planes(case: Mapping[str, Any], labels: Mapping[str, int], base: Path |
 def _paths(value: Any, base: Path | None) -> list[Path]:
     if not value:
         return []
-    parts = list(value) if isinstance(value, list) else str(value).split(";")
+    parts = value if isinstance(value, list) else [value]
     paths = [Path(p) if Path(p).is_absolute() or base is None else base / p for p in parts]
     return paths if all(Source.parse(path).path.exists() for path in paths) else []
 

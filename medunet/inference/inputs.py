@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medunet.data.datalist import listed
 from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import InputError
@@ -37,7 +38,8 @@ def find_cases(
 
     A folder means every volume and every DICOM stack of images below it. With several channels, files ``NAME_0000``,
     ``NAME_0001`` of one folder belong together, and DICOM series of one patient and frame of reference that bear the
-    channels' names. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder.
+    channels' names. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder;
+    a line that is one path is one file.
 
     Raises:
         InputError: nothing is there, or a case has another number of files than the model has channels.
@@ -105,7 +107,7 @@ def _from_list(path: Path) -> list[tuple[str, ...]]:
     if not path.is_file():
         raise InputError(f"{path}: list file is missing; give a text file with one case per line")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = [[part.strip() for part in line.split(";")] for line in lines if line and not line.startswith("#")]
+    rows = [listed(line, path.parent) for line in lines if line and not line.startswith("#")]
     return [tuple(str(path.parent / part) for part in row) for row in rows]
 
 

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from medunet.data.atomic import write_json
 from medunet.data.dicom.source import is_dicom
 from medunet.data.grid import Grid
-from medunet.data.reader import geometry_of
+from medunet.data.reader import geometry_of, sources_of
 from medunet.data.volume import stem_of, write_label
 from medunet.errors import InputError
 from medunet.inference.restoring import native_grid
@@ -60,7 +60,7 @@ class SaveLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item["image"]
-        first = source_of(image).split(";")[0]
+        first = sources_of(image)[0]
         name = str(item.get("output") or stem_of(first)).removesuffix(".nii.gz")
         grid, labels = native_grid(image), item["pred"][0].numpy()
         target = self.output_dir / output_name(name, self.output_format)
@@ -113,8 +113,3 @@ def output_name(name: str, output_format: str) -> str:
     'a/scan_seg.dcm'
     """
     return name.removesuffix(".nii.gz") + SUFFIXES[output_format]
-
-
-def source_of(image: Any) -> str:
-    """The file that a loaded tensor came from; several channels are joined by ``;``."""
-    return str(image.meta["filename_or_obj"])

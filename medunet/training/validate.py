@@ -12,11 +12,10 @@ from monai.engines import SupervisedEvaluator
 
 from medunet.data.atomic import write_json
 from medunet.data.grid import Grid
-from medunet.data.reader import geometry_of
+from medunet.data.reader import geometry_of, sources_of
 from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
 from medunet.inference.restoring import native_grid
-from medunet.inference.saving import source_of
 from medunet.training.budget import Budget
 from medunet.training.checkpoints import Checkpoints, is_main_process
 from medunet.training.log import Log
@@ -46,7 +45,9 @@ class CaseScores:
     def _update(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             prediction, reference = output["pred"][0].cpu().numpy(), output["label"][0].cpu().numpy().astype(np.int64)
-            files: dict[str, Any] = {"image": source_of(output["image"]), "reference": source_of(output["label"])}
+            files: dict[str, Any] = {
+                "image": sources_of(output["image"]), "reference": sources_of(output["label"])[0],
+            }  # fmt: skip
             geometry = geometry_of(output["image"])
             files |= {} if geometry is None else {"geometry": geometry}
             self.cases.append(self._measure(batch, native_grid(output["image"]), prediction, reference, files))

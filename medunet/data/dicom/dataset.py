@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medunet.data.dicom.labels import Contents, contents
-from medunet.data.dicom.rtstruct import match_roi
+from medunet.data.dicom.rtstruct import is_longer, match_roi
 from medunet.data.dicom.scan import LabelObject, Scan, Series, scan
 from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.dicom.volumes import find_series
@@ -174,9 +174,16 @@ def resolve(index: Index, *, allow_gaps: bool = False) -> Index:
     settled = {}
     for name, (source, inside) in objects.items():
         try:
-            settled[name] = _settled(root, source, inside, labels)
+            structures = _structures(source, inside, labels)
+            settled[name] = _settled(root, source, structures, labels)
         except InputError as error:
             findings.append(Finding.of(name, "structure", str(error)))
+            continue
+        findings += [
+            Finding.of(name, "structure", _longer(source, wanted, found), fatal=False)
+            for wanted, found in structures.items()
+            if is_longer(wanted, found)
+        ]
     return replace(
         index,
         labels={"background": 0, **labels},
@@ -315,16 +322,35 @@ def _with_number(name: str) -> str:
     return f"{_plain(name)} {number}" if number not in ("", "1") else _plain(name)
 
 
-def _settled(root: Path, source: Source, inside: Contents, labels: Mapping[str, int]) -> str:
-    """The label source with a value for each structure."""
-    options = {key: source.options[key] for key in ("on", "threshold") if key in source.options}
-    wanted = [entry.partition("=")[0] for entry in _rois(source)] or list(labels)
-    for name in wanted:
+def _longer(source: Source, wanted: str, found: str) -> str:
+    return (
+        f"class '{wanted}' is taken from structure '{found}' of {source.path}, whose name goes on; "
+        f"name another in column roi if it is not meant"
+    )
+
+
+def _structures(source: Source, inside: Contents, labels: Mapping[str, int]) -> dict[str, str]:
+    """The structure in the file of each class that is wanted of it."""
+    structures = {}
+    for name in [entry.partition("=")[0] for entry in _rois(source)] or list(labels):
         found = match_roi(name, inside.names)
         if found is None:
             raise InputError(
                 f"{source.path}: has no structure '{name}', it has {', '.join(inside.names) or 'none'}; "
                 f"add it, or remove the case"
             )
-        options[found] = str(labels[match_roi(name, labels) or name])
+        structures[name] = found
+    return structures
+
+
+def _settled(root: Path, source: Source, structures: Mapping[str, str], labels: Mapping[str, int]) -> str:
+    """The label source with a value for each structure."""
+    options = {key: source.options[key] for key in ("on", "threshold") if key in source.options}
+    for name, found in structures.items():
+        known = match_roi(name, labels)
+        if known is None:
+            raise InputError(
+                f"{source.path}: '{name}' of column roi is none of the classes {', '.join(labels)}; name one"
+            )
+        options[found] = str(labels[known])
     return str(Source(Path(_relative(source.path, root)), options))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from medunet.data.dicom.files import DicomFile, PixelSpan
@@ -22,6 +23,7 @@ _MOST_PIXELS = 1 << 26  # of a plane: 8192 x 8192
 _LEAST_PIXEL = 1e-4  # mm
 _MOST_VALUE = 1e9  # of RescaleSlope and RescaleIntercept: int32 and float32 hold what they give
 _PHYSICAL = ("CT", "PT")  # modalities that must say how stored values become HU or Bq/ml (PS3.3 C.8.2.1, C.8.9.4)
+_HOUNSFIELD = ("HU", "US", "UNSPECIFIED", "HOUNSFIELD", "HOUNSFIELD UNITS")  # units of CT; US is unspecified
 _RLE = "1.2.840.10008.1.2.5"  # two bytes stand for 128 at most (PS3.5 G.3.1)
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 Triple = tuple[float, float, float]
@@ -120,7 +122,9 @@ def _frame(file: DicomFile, number: int, places: Sequence[Any]) -> Frame:
         slope=1.0 if slope is None else slope[0],
         intercept=0.0 if intercept is None else intercept[0],
         keys=_keys(places),
-        problem=_problem(file, position, orientation, spacing) or _rescaling_problem(header, slope, intercept),
+        problem=_problem(file, position, orientation, spacing)
+        or _rescaling_problem(header, slope, intercept)
+        or _unit_problem(places),
     )
 
 
@@ -156,6 +160,14 @@ def _rescaling_problem(header: Any, slopes: Sequence[float] | None, intercepts: 
     if slope == 0 or abs(slope) > _MOST_VALUE:
         return f"RescaleSlope is {slope:g}"
     return f"RescaleIntercept is {intercept:g}" if abs(intercept) > _MOST_VALUE else ""
+
+
+def _unit_problem(places: Sequence[Any]) -> str:
+    """CT objects also hold maps of iodine, atomic number or electron density (PS3.3 C.11.1.1.2)."""
+    unit = (_first(places, "RescaleType") or "US").strip()
+    if text(places[-1], "Modality") != "CT" or unit.upper() in _HOUNSFIELD:
+        return ""
+    return f"RescaleType is {one_line(unit, 20)}, not HU; give the series of CT numbers of this scan"
 
 
 def _orientation_problem(orientation: Sequence[float]) -> str:
@@ -237,6 +249,9 @@ def _keys(places: Sequence[Any]) -> dict[str, Any]:
         "acquisition": _first(places, "AcquisitionNumber", "FrameAcquisitionNumber"),
         "inversion time": _first(places, "InversionTime"),
         "trigger time": _first(places, "TriggerTime", "NominalCardiacTriggerDelayTime"),
+        "kernel": _first(places, "ConvolutionKernel"),
+        "acquisition time": _first(places, "AcquisitionTime"),
+        "series time": _first(places, "SeriesTime"),
     }
 
 
@@ -245,7 +260,7 @@ def _first(places: Sequence[Any], *keywords: str) -> str | None:
         for place in places:
             value = place.get(keyword)
             if value not in (None, ""):
-                return str(value)
+                return "/".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     return None
 
 

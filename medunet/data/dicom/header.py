@@ -10,11 +10,12 @@ from medunet.data.dicom.location import one_line
 
 _KEYWORDS = (
     "AcquisitionDate", "AcquisitionDateTime", "AcquisitionNumber", "AcquisitionTime", "BitsAllocated", "BitsStored",
-    "Columns", "CorrectedImage", "DecayCorrection", "DiffusionBValue", "DirectoryRecordSequence", "EchoNumbers",
-    "EchoTime", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient", "ImagePositionPatient", "ImageType",
-    "InversionTime", "LossyImageCompression", "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientID",
-    "PatientWeight", "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation",
-    "PixelSpacing", "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "Rows",
+    "Columns", "ConcatenationUID", "ConvolutionKernel", "CorrectedImage", "DecayCorrection", "DiffusionBValue",
+    "DirectoryRecordSequence", "EchoNumbers", "EchoTime", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient",
+    "ImagePositionPatient", "ImageType", "InConcatenationNumber", "InConcatenationTotalNumber", "InversionTime",
+    "LossyImageCompression", "Modality", "ModalityLUTSequence", "NumberOfFrames", "PatientID", "PatientWeight",
+    "PerFrameFunctionalGroupsSequence", "PhotometricInterpretation", "PixelRepresentation", "PixelSpacing",
+    "RadiopharmaceuticalInformationSequence", "RescaleIntercept", "RescaleSlope", "RescaleType", "Rows",
     "SamplesPerPixel", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesTime",
     "SharedFunctionalGroupsSequence", "SliceThickness", "SOPClassUID", "SOPInstanceUID", "StackID", "StudyInstanceUID",
     "SUVType", "TemporalPositionIdentifier", "TimezoneOffsetFromUTC", "TriggerTime", "Units",

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from medunet.data.dicom.files import NotRead
+from medunet.data.dicom.header import text
 
 if TYPE_CHECKING:
     from medunet.data.dicom.frames import Frame
@@ -45,6 +46,25 @@ def refuse_incomplete(series: Sequence[Series], aside: Sequence[NotRead]) -> lis
         if item.damaged:
             damaged.setdefault(_place(item.location), []).append(item)
     return [_judged(one, damaged) for one in series] if damaged else list(series)
+
+
+def missing_parts(frames: Sequence[Frame]) -> str:
+    """What is missing of an object that was stored in parts; empty where nothing is (PS3.3 C.7.6.16.2.2.4)."""
+    there: dict[str, set[int]] = {}
+    totals: dict[str, int] = {}
+    for header in (frame.file.header for frame in frames):
+        uid = text(header, "ConcatenationUID")
+        if uid:
+            number = int(header.get("InConcatenationNumber") or 0)
+            there.setdefault(uid, set()).add(number)
+            totals[uid] = max(totals.get(uid, 0), number, int(header.get("InConcatenationTotalNumber") or 0))
+    for uid, total in totals.items():
+        lost = [str(number) for number in range(1, total + 1) if number not in there[uid]]
+        if lost:
+            parts = f"part {lost[0]}" if len(lost) == 1 else f"parts {', '.join(lost[:10])}"
+            are, them = ("is", "it") if len(lost) == 1 else ("are", "them")
+            return f"{parts} of {total} of an object in several files {are} missing; add {them}"
+    return ""
 
 
 def _judged(series: Series, damaged: dict[tuple[str, str], list[NotRead]]) -> Series:

@@ -136,10 +136,13 @@ def coincides(planes: Planes, grid: Grid) -> bool:
 
 
 def _sparser(planes: Planes, grid: Grid) -> bool:
-    """Whether the file's slices lie further apart than the grid's, so that the ones between have no frame."""
+    """Whether the file's slices lie further apart than the grid's, so that the ones between have no frame.
+
+    The thickness of a single plane does not say so: slices may overlap.
+    """
     slices = 1 / np.abs(np.linalg.inv(grid.affine)[:3, :3] @ planes.normal).max()
     said = planes.step or planes.thickness
-    apart = planes.apart() or said
+    apart = planes.apart() or planes.step
     return bool(min(apart, said or apart) > 1.5 * slices)
 
 

@@ -24,6 +24,11 @@ _SAME_PLANE = 0.05
 """Contours this many slices apart lie in one plane."""
 _NOTEWORTHY = 0.1
 """A plane further than this many slices from its slice is told."""
+_ANOTHER = re.compile(
+    r"l|r|lt|rt|li|re|left|right|(i?gtv|ctv|itv|ptv|prv|ring|opt|eval|exp|expanded|expansion|margin|crop|cropped|avoid)\d*"
+    r"|minus|plus|without|sub|wall|[\d.]*[mc]m"
+)
+"""Words after the name of a structure that make it another one."""
 _DECIMALS = 6
 """Voxel coordinates are rounded to this, so that a point written on a voxel centre is on it after the inverse."""
 
@@ -171,6 +176,9 @@ def match_roi(wanted: str, names: Iterable[str]) -> str | None:
     """The one name that is meant: the exact name, else one equal but for case, separators and a trailing number,
     else one that starts with the wanted words; None when there is none.
 
+    A name that goes on with a side (``Lung_L`` is half of the lungs), a margin or a planning aid (``Kidney_R_PRV``,
+    ``PTV_ring``, ``Cord_5mm``) or a target that was cut out (``Lungs-GTV``) is another region and never meant.
+
     >>> match_roi("gtv", ["Lung_L", "GTV_Mass"])
     'GTV_Mass'
 
@@ -184,12 +192,23 @@ def match_roi(wanted: str, names: Iterable[str]) -> str | None:
     tests = (
         [n for n in candidates if _normal(n) == (stem, number)],
         [n for n in candidates if _normal(n)[0] == stem and (not number or {number, _normal(n)[1]} == {"1", ""})],
-        [n for n in candidates if _words(wanted) and _words(n)[: len(_words(wanted))] == _words(wanted)],
+        [n for n in candidates if _goes_on(wanted, n)],
     )
     found = next((fits for fits in tests if fits), [])
     if len(found) > 1:
         raise InputError(f"ROI {wanted!r}: could be {', '.join(map(repr, found))}; give one of these names")
     return found[0] if found else None
+
+
+def is_longer(wanted: str, found: str) -> bool:
+    """Whether a name that `match_roi` found has words that the wanted one has not."""
+    return _normal(wanted)[0] != _normal(found)[0]
+
+
+def _goes_on(wanted: str, name: str) -> bool:
+    start, words = _words(wanted), _words(name)
+    more = words[len(start) :]
+    return bool(start) and words[: len(start)] == start and not any(map(_ANOTHER.fullmatch, more))
 
 
 def _words(name: str) -> list[str]:

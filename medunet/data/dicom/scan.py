@@ -16,7 +16,7 @@ from medunet.data.dicom.frames import COLOUR, Frame, frames_of, unusable
 from medunet.data.dicom.geometry import Layout, Verdict, refused
 from medunet.data.dicom.header import text
 from medunet.data.dicom.location import file_state, one_line
-from medunet.data.dicom.lost import broken_alone, refuse_incomplete, without_uid
+from medunet.data.dicom.lost import broken_alone, missing_parts, refuse_incomplete, without_uid
 from medunet.data.dicom.stacks import MOST_STACKS, by_key, by_plane, layout_of
 from medunet.data.dicom.suv import SuvError, suv_factor
 from medunet.types import StrPath
@@ -238,6 +238,9 @@ def _stacks(frames: list[Frame], allow_gaps: bool) -> list[Series]:
         first = broken[0]
         what = f"{len(broken)} of {len(frames)} images cannot be used: {first.file.location} {first.problem}"
         return [_series(frames, "", refused(what))]
+    lost = missing_parts(frames)
+    if lost:
+        return [_series(frames, "", refused(lost))]
     planes = by_plane(frames)
     if len(planes) > MOST_STACKS:
         return [_series(frames, "", refused(f"its images lie in more than {MOST_STACKS} different planes"))]

@@ -21,7 +21,10 @@ MOST_STACKS = 256
 _SAME_DIRECTION = 2e-3  # of a cosine: scanners round them differently from slice to slice
 _KEYS = (
     "temporal position", "echo", "b-value", "inversion time", "image type", "stack", "trigger time", "acquisition",
+    "kernel",
 )  # fmt: skip
+_TIMES = ("acquisition time", "series time")  # each slice may have its own; two of them tell two stacks apart
+_GAP_FREE = 0.9  # of the distance of slices: their thickness leaves no gap
 
 
 def by_plane(frames: Iterable[Frame]) -> list[tuple[str, list[Frame]]]:
@@ -61,19 +64,24 @@ def _direction(frame: Frame) -> str:
 
 
 def by_key(part: str, frames: list[Frame]) -> list[tuple[str, list[Frame]]]:
-    """Split a stack in which images lie at one place by what tells them apart, so that each place has one image."""
+    """Split a stack in which images lie at one place by what tells them apart, so that each place has one image.
+
+    So are stacks that lie within each other: without even distances, or where each of them alone leaves no gap.
+    """
     whole = [(part, frames)]
     along = _stack_of(frames).along()
     places = same_place(along)
     if len(places) == 1:
         return whole
+    tries: list[tuple[str, ...]] = [*((key,) for key in _KEYS), *combinations(_KEYS, 2)]
+    accept: Callable[[list[list[Frame]]], bool] = _each_place_once
     if len(places) == len(frames):
-        if is_even(along) or len(frames) < 4:
+        if len(frames) < 4:
             return whole
-        accept: Callable[[list[list[Frame]]], bool] = _interleaved
-    else:
-        accept = _each_place_once
-    for keys in [*((key,) for key in _KEYS), *combinations(_KEYS, 2)]:
+        accept = _interleaved
+        if is_even(along):
+            tries, accept = [(key,) for key in (*_KEYS, *_TIMES)], _meshed
+    for keys in tries:
         groups: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
         for frame in frames:
             groups[tuple(frame.keys.get(key) for key in keys)].append(frame)
@@ -104,6 +112,19 @@ def _interleaved(groups: Sequence[Sequence[Frame]]) -> bool:
     if not all(len(span) > 2 and is_even(span) for span in spans):
         return False
     return all(a[0] < b[-1] and b[0] < a[-1] for a, b in combinations(spans, 2))
+
+
+def _meshed(groups: Sequence[Sequence[Frame]]) -> bool:
+    """Stacks within each other that leave no gap alone: two phases or reconstructions, half a slice apart.
+
+    The passes of one stack (odd slices, then even ones) have slices that are thinner than each pass is spaced.
+    """
+    for group in groups:
+        stack = _stack_of(group)
+        spacing = float(np.ptp(stack.along())) / max(1, len(group) - 1)
+        if not (stack.thickness >= _GAP_FREE * spacing).all():
+            return False
+    return _interleaved(groups)
 
 
 def _stack_of(frames: Sequence[Frame]) -> Stack:
