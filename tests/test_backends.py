@@ -69,7 +69,8 @@ def make(name: str, network: nn.Module, dims: int = 2, cache: Path | None = None
 
 
 def choose(network: nn.Module, count: int, cache: Path | None = None) -> tuple[Backend, str]:
-    return choose_backend(network, "cpu", WINDOWS[2], CHANNELS, cache=cache, windows=count)
+    chosen = choose_backend(network, "cpu", WINDOWS[2], CHANNELS, cache=cache, windows=count)
+    return chosen.backend, chosen.sentence
 
 
 def forbid(*_: object, **__: object) -> None:

@@ -11,7 +11,7 @@ choice     ``auto``: measured, checked against PyTorch, remembered
 
 from medunet.inference.backends.build import NAMES, make_backend
 from medunet.inference.backends.cache import network_digest
-from medunet.inference.backends.choice import choose_backend
+from medunet.inference.backends.choice import Choice, choose_backend
 from medunet.inference.backends.onnx import OnnxBackend
 from medunet.inference.backends.openvino import OpenVinoBackend
 from medunet.inference.backends.protocol import Backend
@@ -20,6 +20,7 @@ from medunet.inference.backends.pytorch import TorchBackend
 __all__ = [
     "NAMES",
     "Backend",
+    "Choice",
     "OnnxBackend",
     "OpenVinoBackend",
     "TorchBackend",

@@ -23,6 +23,8 @@ from torch import nn
 from medunet.data.atomic import atomic_path, write_json
 from medunet.errors import ResourceError
 
+_MOST_KEPT = 4  # converted networks: those of earlier weights go
+
 Files: TypeAlias = dict[str, bytes]
 _Session = TypeVar("_Session")
 _UNUSABLE = (OSError, ResourceError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError)
@@ -135,5 +137,8 @@ def _write(path: Path | None, files: Files) -> None:
         with atomic_path(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             for name, content in files.items():
                 archive.writestr(name, content)
+        kept = sorted(path.parent.glob("*.zip"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in kept[_MOST_KEPT:]:
+            old.unlink()
     except _UNUSABLE:
         return

@@ -31,7 +31,18 @@ START_SECONDS = 1.0
 AGREEMENT = 1e-3
 """How far logits may be from PyTorch's, as a fraction of the range of those."""
 _TRIAL_WINDOWS = 3
+_FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
+"""Of the whole job in torch: what trying the first other backend may cost, and what trying two may."""
 _ENOUGH_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was taken, one sentence that says why, and seconds a window where they were measured."""
+
+    backend: Backend
+    sentence: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,11 @@ def choose_backend(
     amp: bool = False,
     cache: Path | None = None,
     windows: int,
-) -> tuple[Backend, str]:
-    """The fastest backend for about `windows` windows, and one sentence that says why.
+) -> Choice:
+    """The fastest backend for about `windows` windows, and why.
 
-    On the CPU each installed backend runs one window, unless the job is too small to pay for its conversion. Logits
-    must agree with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`.
+    On the CPU each installed backend runs one window, as far as the job pays for their conversion. Logits must agree
+    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`.
 
     Args:
         network: the network with its weights.
@@ -85,27 +96,25 @@ def choose_backend(
     plain = TorchBackend(network, device, amp)
     names = [name for name, compiled in COMPILED.items() if compiled.installed]
     if plain.device.type != "cpu":
-        return plain, f"torch: the backend for {plain.device.type}"
+        return Choice(plain, f"torch: the backend for {plain.device.type}")
     if not names:
-        return plain, "torch: no other backend is installed"
+        return Choice(plain, "torch: no other backend is installed")
     job = _Job(network, window, channels, cache, network_digest(network))
     return _remembered(job, plain, names) or _measured(job, plain, names, windows)
 
 
-def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> tuple[Backend, str] | None:
+def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | None:
     kept = read_choice(job.choice_file(names))
     name, sentence = str(kept.get("backend")), f"{kept.get('sentence')}, as measured before"
-    if name == plain.name:
-        return plain, sentence
-    if name not in names or not job.cached(name):
+    if name != plain.name and (name not in names or not job.cached(name)):
         return None
     try:
-        return job.make(name), sentence
+        return Choice(plain if name == plain.name else job.make(name), sentence, float(kept["seconds"][name]))
     except Exception:  # it ran when it was chosen: measure again
         return None
 
 
-def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> tuple[Backend, str]:
+def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> Choice:
     example = example_window(job.window, job.channels)
     logits, seconds = _timed(plain, example)
     worth = _worth(job, names, windows, seconds)
@@ -113,7 +122,8 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
         logits, seconds = _timed(plain, example)
         worth = _worth(job, worth, windows, seconds)
     if not worth:
-        return plain, f"torch: {duration(seconds)} a window; {windows} are too few to prepare another backend"
+        sentence = f"torch: {duration(seconds)} a window; {windows} are too few to prepare another backend"
+        return Choice(plain, sentence, seconds)
     best, times, refused = plain, {plain.name: seconds}, []
     for name in worth:
         backend, result = _trial(job, name, example, logits)
@@ -123,18 +133,19 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
         times[name] = float(result)
         best = backend if times[name] < times[best.name] else best
     sentence = _sentence(best.name, times, refused)
-    if list(worth) == list(names):
-        write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
-    return best, sentence
+    write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
+    return Choice(best, sentence, times[best.name])
 
 
 def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> list[str]:
-    """The backends whose preparation (conversion, trial windows) costs less than the whole job in torch."""
-
-    def cost(name: str) -> float:
-        return (START_SECONDS if job.cached(name) else CONVERT_SECONDS) + _TRIAL_WINDOWS * seconds
-
-    return [name for name in names if windows * seconds > cost(name)]
+    """The backends, in their order, whose preparation (conversion, trial windows) the job in torch pays for."""
+    worth: list[str] = []
+    cost = 0.0
+    for name in names:
+        cost += (START_SECONDS if job.cached(name) else CONVERT_SECONDS) + _TRIAL_WINDOWS * seconds
+        if cost < (_FURTHER_SHARE if worth else _FIRST_SHARE) * windows * seconds:
+            worth.append(name)
+    return worth
 
 
 def _trial(job: _Job, name: str, example: Tensor, expected: Tensor) -> tuple[Backend, float] | tuple[None, str]:
