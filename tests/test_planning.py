@@ -179,16 +179,16 @@ torch.set_num_threads(1)
 base, depth, supervision, batch, patch = json.loads(sys.argv[1])
 network = UNet.of_depth(depth, base, len(patch), out_channels=3, deep_supervision=supervision)
 loss, optimizer = DiceCE(3), torch.optim.AdamW(network.parameters())
-def peak():  # of this program; ru_maxrss would count what started it
-    return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
+def kept(key):  # of this program: ru_maxrss would count what started it
+    return int(open('/proc/self/status').read().split(key + ':')[1].split()[0]) * 1024
 def step(size, batch):
     label = torch.randint(0, 3, (batch, 1, *size), dtype=torch.uint8)
     loss(network(torch.randn(batch, 1, *size)), label).backward()
     optimizer.step(); optimizer.zero_grad()
 step([32] * len(patch), 1)
-before = peak() - 16 * sum(p.numel() for p in network.parameters())
+before = kept('RssAnon') - 16 * sum(p.numel() for p in network.parameters())
 for _ in range(2): step(patch, batch)
-print(peak() - before)
+print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
 """
 
 
