@@ -26,17 +26,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import torch
 from scipy import ndimage
 from scipy.stats import rankdata, spearmanr
 
 from medunet.bundle.running import load_workflow
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Index
+from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.data.volume import read_label, read_volume, write_image
 from medunet.evaluation.metrics import dice
-from medunet.inference.quality import Calibration, Certainty, degrade
-from medunet.inference.restoring import current_grid, native_grid, restore_probabilities
+from medunet.inference.quality import Calibration, degrade
 from medunet.training.cases import load_index
 
 BAD = 0.7
@@ -135,22 +134,17 @@ class Model:
         self.inferer, self.preprocessing = (parser.get_parsed_content(k) for k in ("inferer", "preprocessing"))
         self.labels = labels
 
-    def load(self, sample: Sample, folder: Path) -> Any:
+    def load(self, sample: Sample, folder: Path) -> NetworkImage:
         """A sample as `medunet predict` would read it from a file."""
         write_image(folder / "image.nii.gz", np.ascontiguousarray(sample[0], dtype=np.float32), sample[2])
-        return self.preprocessing({"image": str(folder / "image.nii.gz")})["image"]
+        return self.inferer.frame.see(self.preprocessing({"image": str(folder / "image.nii.gz")})["image"])
 
-    @torch.inference_mode()
-    def rows(self, case: str, kind: str, image: Any, reference: np.ndarray, pixels: torch.Tensor) -> Iterator[Row]:
-        """Predict `pixels`, which lie as `image` does, and compare on the grid of the file."""
-        found = self.inferer(pixels[None], self.network)[0]
-        found = restore_probabilities(found, current_grid(image), native_grid(image))
-        labels = found.argmax(0) if len(found) > 1 else (found[0] > 0.5).int()
-        certainty = Certainty(len(found))
-        certainty.update(found, labels)
+    def rows(self, case: str, kind: str, image: NetworkImage | WholeImage, reference: np.ndarray) -> Iterator[Row]:
+        """Predict an image and compare on the grid of the file."""
+        (made,) = self.inferer.segment([image], self.network)
         foreground = list(self.labels.items())[1:]
-        for number, ((name, value), features) in enumerate(zip(foreground, certainty.features(), strict=True), 1):
-            yield Row(case, kind, name, dice(labels.numpy() == number, reference == value), features)
+        for (name, value), features in zip(foreground, made.certainty, strict=True):
+            yield Row(case, kind, name, dice(made.labels == value, reference == value), features)
 
 
 def read_sample(index: Index, case: Case) -> Sample:
@@ -170,12 +164,12 @@ def measure(model: Model, index: Index, fold: int) -> tuple[list[Row], list[Row]
             sample = read_sample(index, case)
             image = model.load(sample, Path(name))
             kept = test if number % 2 else whole
-            kept += model.rows(case.id, "none", image, sample[1], image.as_tensor())
+            kept += model.rows(case.id, "none", image, sample[1])
             if number % 2:
                 test += spoilt(model, case.id, sample, number, Path(name))
             else:
-                worse = degrade(image.as_tensor(), number // 2)
-                degraded += model.rows(case.id, "degraded", image, sample[1], worse)
+                worse = WholeImage(degrade(image.whole(), number // 2), image.grid, image.native)
+                degraded += model.rows(case.id, "degraded", worse, sample[1])
     return whole, degraded, test
 
 
@@ -185,7 +179,7 @@ def spoilt(model: Model, case: str, sample: Sample, number: int, folder: Path) -
         changed = spoiling(sample, np.random.default_rng([2026, number, order]), how)
         image = model.load(changed, folder)
         kind = f"{spoiling.__name__} {how}".removesuffix(" None")
-        yield from model.rows(case, kind, image, changed[1], image.as_tensor())
+        yield from model.rows(case, kind, image, changed[1])
 
 
 def calibrate(name: str, whole: Sequence[Row], degraded: Sequence[Row]) -> Calibration:

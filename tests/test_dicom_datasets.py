@@ -21,7 +21,7 @@ from medunet.data.dicom.results import write_result
 from medunet.data.dicom.volumes import find_series
 from medunet.data.index import Index, read_index
 from medunet.data.phantom import make_phantom
-from medunet.data.transforms import load_transform
+from medunet.data.transforms import LoadVolumed
 from medunet.data.volume import read_label, read_volume, write_label
 from medunet.errors import DatasetError, GeometryError, InputError
 from medunet.inference.inputs import find_cases
@@ -111,7 +111,7 @@ def test_a_result_refers_to_the_series_whose_folder_has_a_semicolon(tmp_path: Pa
     array = np.zeros((3, 6, 5), np.int16)
     for name in ("A", "A;B"):
         make_series(tmp_path / name, array)
-    item = load_transform(["image"])({"image": str(tmp_path / "A;B")})
+    item = LoadVolumed()({"image": str(tmp_path / "A;B")})
     (tmp_path / "models").mkdir()
     (tmp_path / "configs").mkdir()
     for file in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
