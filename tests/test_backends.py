@@ -247,7 +247,8 @@ def test_names_and_devices_are_checked() -> None:
 def test_a_small_job_takes_torch(tmp_path: Path, no_conversion: None) -> None:
     backend, sentence = choose(unet(), 4, tmp_path)
     assert backend.name == "torch"
-    assert "a window; 4 are too few to prepare another backend" in sentence
+    assert sentence == "torch: 4 windows are too few to prepare another backend"
+    assert "a window; 40 windows are too few to prepare another backend" in choose(unet(), 40, tmp_path)[1]
     assert not list(tmp_path.iterdir())
 
 

@@ -32,12 +32,13 @@ COMPILED = "models/compiled"
 
 _BATCH = {"cpu": 1, "cuda": 4}
 _FLAT_BATCH = {"cpu": 1, "cuda": 32}
+_MANY = 20  # windows that are worth timing one beforehand
 _GROUP = 8  # slices of a 2D network that are held at a time
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What an image asks for: windows, flips of each, the seconds they take, and bytes beside the network."""
+    """What an image asks for: windows, flips of each, seconds (0 for few windows), and bytes beside the network."""
 
     windows: int
     flips: int
@@ -145,17 +146,17 @@ class WindowInferer(Inferer):
         return border, tiles(border.size, window, halo, divisor)
 
     def workload(self, image: NetworkImage | WholeImage, network: Any) -> Workload:
-        """What an image asks for; a window is timed unless the choice of a backend has told."""
+        """What an image asks for; of many windows one is timed, unless the choice of a backend has told."""
         border, windows = self.windows(image, network)
         backend = self.prepare(image, network)
-        if self._seconds is None:
+        flips = 2 ** len(self.mirror_axes)
+        if self._seconds is None and windows.count * flips >= _MANY:
             start = time.perf_counter()
             self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
             self._seconds = time.perf_counter() - start
-        flips = 2 ** len(self.mirror_axes)
         plane = math.prod(border.size) // border.size[windows.axis]
         held = 4 * plane * windows.depth * (len(self.values) + 1 + image.channels)
-        return Workload(windows.count, flips, self._seconds * windows.count * flips, held)
+        return Workload(windows.count, flips, (self._seconds or 0.0) * windows.count * flips, held)
 
     def prepare(self, image: NetworkImage | WholeImage, network: Any) -> Backend:
         """What computes logits; chosen and compiled once per network and window."""

@@ -33,7 +33,7 @@ AGREEMENT = 1e-3
 _TRIAL_WINDOWS = 3
 _FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
 """Of the whole job in torch: what trying the first other backend may cost, and what trying two may."""
-_ENOUGH_SECONDS = 0.3
+_ENOUGH_SECONDS, _LONG_SECONDS = 0.3, 1.0
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,16 @@ def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | Non
 
 
 def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> Choice:
+    if windows * _FIRST_SHARE <= _TRIAL_WINDOWS:
+        return Choice(plain, f"torch: {_counted(windows)} too few to prepare another backend")
     example = example_window(job.window, job.channels)
     logits, seconds = _timed(plain, example)
     worth = _worth(job, names, windows, seconds)
-    if worth:
+    if worth and seconds < _LONG_SECONDS:  # the first run of a short window is slower
         logits, seconds = _timed(plain, example)
         worth = _worth(job, worth, windows, seconds)
     if not worth:
-        sentence = f"torch: {duration(seconds)} a window; {windows} are too few to prepare another backend"
+        sentence = f"torch: {duration(seconds)} a window; {_counted(windows)} too few to prepare another backend"
         return Choice(plain, sentence, seconds)
     best, times, refused = plain, {plain.name: seconds}, []
     for name in worth:
@@ -135,6 +137,10 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
     sentence = _sentence(best.name, times, refused)
     write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
     return Choice(best, sentence, times[best.name])
+
+
+def _counted(windows: int) -> str:
+    return "one window is" if windows == 1 else f"{windows} windows are"
 
 
 def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> list[str]:
@@ -152,8 +158,9 @@ def _trial(job: _Job, name: str, example: Tensor, expected: Tensor) -> tuple[Bac
     """The backend and its seconds for a window, or None and why it is left out."""
     try:
         backend = job.make(name)
-        backend(example)
         logits, seconds = _timed(backend, example)
+        if seconds < _LONG_SECONDS:
+            logits, seconds = _timed(backend, example)
     except Exception as error:  # the converters raise whatever they like
         return None, f"it cannot run this network ({first_line(error)})"
     if logits.shape != expected.shape:
