@@ -140,8 +140,19 @@ class Passage:
         """Note how certain the network was, a few planes at a time."""
         if self.certainty is not None:
             for part in torch.split(complete, _PLANES, dim=1 + self.windows.axis):
-                winners = (part[0] > 0.5).long() if len(part) == 1 else part.argmax(dim=0)
-                self.certainty.update(part, winners)
+                self.certainty.update(part, most_probable(part))
+
+
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Class numbers (...) of (classes, ...); torch's own arg-max over the first axis is many times slower."""
+    if len(probabilities) == 1:
+        return (probabilities[0] > 0.5).to(torch.int16)
+    best = probabilities[0].clone()
+    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
+    for number, candidate in enumerate(probabilities[1:], 1):
+        winner.masked_fill_(candidate > best, number)
+        torch.maximum(best, candidate, out=best)
+    return winner
 
 
 def _constant(window: Tensor) -> tuple[float, ...] | None:

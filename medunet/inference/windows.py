@@ -101,6 +101,7 @@ class WindowInferer(Inferer):
         self.choice = ""
         """What ``auto`` took and why."""
         self._ready: tuple[Any, Shape, Backend] | None = None
+        self._torch: TorchBackend | None = None
         self._halo: tuple[Any, Halo] | None = None
         self._seconds: float | None = None  # a window
 
@@ -164,7 +165,11 @@ class WindowInferer(Inferer):
             return _Function(network)
         device = device_of(network)
         if self.backend == "torch":
-            return TorchBackend(network, device, self.amp)
+            if self._torch is None or self._torch.network is not network or self._torch.device != device:
+                self._torch = TorchBackend(network, device, self.amp)
+            elif network.training:
+                network.eval()
+            return self._torch
         _, windows = self.windows(image, network)
         window = windows.window[:2] if self.flat else windows.window
         if self._ready is None or self._ready[0] is not network or self._ready[1] != window:
