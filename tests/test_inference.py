@@ -26,7 +26,7 @@ from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
 from medunet.inference.inputs import find_cases, name_outputs
 from medunet.inference.placement import axis_starts
-from medunet.inference.restoring import Restorer
+from medunet.inference.restoring import FLOOR, Restorer
 from medunet.inference.weights import load_weights
 from medunet.networks import UNet
 from medunet.networks.receptive import receptive_field
@@ -84,7 +84,7 @@ def test_streaming_agrees_with_monai_on_whole_volumes(grid: Grid, classes: int, 
     seen = engine.frame.see(image)
     with torch.no_grad():
         logits = SlidingWindowInferer((16, 8, 16), 2, overlap, mode="gaussian")(seen.whole()[None], network)[0]
-    expected = Resampling(seen.grid, seen.native).whole(logits.softmax(0))
+    expected = Resampling(seen.grid, seen.native).whole(logits.log_softmax(0).clamp(FLOOR)).softmax(0)
     got = probabilities_of(engine, image, network, classes)
     assert torch.allclose(got, expected, atol=1e-5)
     labels = engine(image[None], network)
@@ -196,6 +196,18 @@ def test_flips_are_exact_and_labels_keep_their_values() -> None:
     restorer.put(one_hot[..., 1:])
     assert np.array_equal(restorer.labels, np.array([0, 7, 300])[classes.flip(0).numpy()])
     assert restorer.labels.dtype == np.int16
+
+
+def test_borders_lie_where_the_network_was_undecided() -> None:
+    """Sure of background at 0 mm, just in favour of the object at 4 mm: the border is close to the second voxel."""
+    source, target = Grid.from_spacing((2, 1, 1), (4.0, 1.0, 1.0)), Grid.from_spacing((5, 1, 1))
+    restorer = Restorer(Resampling(source, target), 0, [0, 1])
+    restorer.put(torch.tensor([[0.99, 0.4], [0.01, 0.6]]).reshape(2, 2, 1, 1))
+    assert restorer.labels.ravel().tolist() == [0, 0, 0, 0, 1]
+    restorer = Restorer(Resampling(source, target), 0, [0, 1, 2])
+    certain = torch.tensor([[1e-4, 1e-4], [0.9998, 1e-4], [1e-4, 0.9998]]).reshape(3, 2, 1, 1)
+    restorer.put(certain)
+    assert 0 not in restorer.labels  # a class that is nowhere probable does not come up between two others
 
 
 def test_one_output_is_a_foreground_with_threshold_one_half() -> None:
@@ -409,7 +421,7 @@ def test_exact_tiles_give_the_result_of_the_whole_volume(options: dict[str, Any]
     with torch.no_grad():
         logits = network(border.read(tuple((0, n) for n in border.size))[None])[0]
     inner = tuple(slice(b, b + n) for b, n in zip(border.before, border.inner, strict=True))
-    expected = logits.softmax(0)[(slice(None), *inner)]
+    expected = logits.log_softmax(0).clamp(FLOOR).softmax(0)[(slice(None), *inner)]
     assert torch.allclose(probabilities_of(engine, image, network, 2), expected, atol=1e-5)
 
 

@@ -1,4 +1,9 @@
-"""From planes of class probabilities on the network's grid to a label map on the file's own grid."""
+"""From planes of class probabilities on the network's grid to a label map on the file's own grid.
+
+What is interpolated is the logarithm of probabilities, not below `FLOOR`. Between two voxels that are sure of different
+classes, probabilities have their border half-way whatever the network said; logarithms place it where the network was
+undecided (nnU-Net interpolates logits). The floor keeps a class that is nowhere probable from winning between them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,9 @@ from torch import Tensor
 from medunet.data.resampling import Box, Resampling
 from medunet.types import AnyArray, IntArray
 
+FLOOR = -7.0
+"""Lowest logarithm of a probability (about 1/1000); for one output, logits lie between it and its opposite."""
+
 _CHUNK = 8_000_000  # voxels of the label map that are made at a time
 _LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
@@ -21,12 +29,11 @@ Sink = Callable[[int, Box, Tensor], None]
 
 
 class Restorer:
-    """Interpolates probabilities linearly onto the file's grid and keeps the most probable class of every voxel.
+    """Interpolates evidence linearly onto the file's grid and keeps the strongest class of every voxel.
 
     Planes come in order along `axis` of the network's grid; of those that were used, at most one is kept. Memory holds
-    the label map and a few chunks of one class. A class is only looked at where it can win, which is exact: the winner
-    of K probabilities that sum to one has at least 1/K, and interpolation exceeds no value that it is made of.
-    One channel is a foreground probability with threshold 0.5. Ties go to the lower class.
+    the label map and a few chunks of one class. A class is only looked at where it is above the floor, which is exact:
+    at the floor all around it cannot win. One channel is a foreground logit with threshold 0. Ties go to the lower one.
 
     Args:
         resampling: from the network's grid (source) to the file's (target).
@@ -43,11 +50,12 @@ class Restorer:
         self._done = 0
 
     def put(self, probabilities: Tensor) -> None:
-        """Take the next complete planes (classes, ...), the volume's size along the other axes."""
-        self._stop += probabilities.shape[1 + self.axis]
+        """Take the next complete planes (classes, ...), the volume's size along the other axes; they are changed."""
+        planes = evidence(probabilities)
+        self._stop += planes.shape[1 + self.axis]
         for start, stop in self._chunks(*self._ready()):
-            self._label(probabilities, start, stop)
-        self._keep(probabilities)
+            self._label(planes, start, stop)
+        self._keep(planes)
 
     @property
     def _column(self) -> int:
@@ -77,19 +85,18 @@ class Restorer:
         step = max(1, _CHUNK * shape[self._column] // math.prod(shape))
         return [(n, min(n + step, stop)) for n in range(start, stop, step)]
 
-    def _label(self, probabilities: Tensor, start: int, stop: int) -> None:
+    def _label(self, planes: Tensor, start: int, stop: int) -> None:
         box = tuple((start, stop) if c == self._column else (0, n) for c, n in enumerate(self.resampling.target.shape))
         needed = self.resampling.needs(box)
-        parts = _Parts(self, probabilities, needed)
+        parts = _Parts(self, planes, needed)
         if self.sink is not None:
-            for number in range(probabilities.shape[0]):
-                self.sink(number, box, parts.sample(number, box))
+            _pour(parts, box, self.sink)
         winners = _winners(parts, box)
         if winners is not None:
             region, classes = winners
             self.labels[tuple(slice(*bounds) for bounds in region)] = self.values[classes.cpu().numpy()]
 
-    def _keep(self, probabilities: Tensor) -> None:
+    def _keep(self, planes: Tensor) -> None:
         """Keep the planes that planes of the file still to come need."""
         top = self._top()
         waiting = top > self._stop
@@ -101,17 +108,17 @@ class Restorer:
         else:
             first = min(int(self.resampling.maps[self._column].low[waiting].min()), self._stop)
         count = self._stop - first
-        new = probabilities.shape[1 + self.axis]
+        new = planes.shape[1 + self.axis]
         if count <= new:
-            self._kept = probabilities.narrow(1 + self.axis, new - count, count).clone()
+            self._kept = planes.narrow(1 + self.axis, new - count, count).clone()
         elif self._kept is not None:
             old = self._kept.narrow(1 + self.axis, first - self._first, count - new)
-            self._kept = torch.cat([old, probabilities], dim=1 + self.axis)
+            self._kept = torch.cat([old, planes], dim=1 + self.axis)
         self._first = first
 
-    def planes(self, probabilities: Tensor, number: int, start: int, stop: int) -> Tensor:
+    def planes(self, planes: Tensor, number: int, start: int, stop: int) -> Tensor:
         """Planes `start` to `stop` of a class, of what was kept and what is new."""
-        new = probabilities[number]
+        new = planes[number]
         offset = self._stop - new.shape[self.axis]
         if start >= offset:
             return new.narrow(self.axis, start - offset, stop - start)
@@ -122,31 +129,31 @@ class Restorer:
 
 
 class _Parts:
-    """The probabilities that a box of the file's grid needs, class by class."""
+    """The evidence that a box of the file's grid needs, class by class."""
 
-    def __init__(self, restorer: Restorer, probabilities: Tensor, needed: Box) -> None:
-        self.restorer, self.probabilities, self.needed = restorer, probabilities, needed
-        self.classes = probabilities.shape[0]
+    def __init__(self, restorer: Restorer, evidence: Tensor, needed: Box) -> None:
+        self.restorer, self.evidence, self.needed = restorer, evidence, needed
+        self.classes = evidence.shape[0]
         self._current: tuple[int, Tensor] | None = None
 
     def part(self, number: int) -> Tensor:
         """(...) voxels of the network's grid, those in `needed`."""
         if self._current is None or self._current[0] != number:
             axis = self.restorer.axis
-            planes = self.restorer.planes(self.probabilities, number, *self.needed[axis])
+            planes = self.restorer.planes(self.evidence, number, *self.needed[axis])
             inside = [slice(None) if a == axis else slice(*bounds) for a, bounds in enumerate(self.needed)]
             self._current = (number, planes[tuple(inside)])
         return self._current[1]
 
     def sample(self, number: int, box: Box) -> Tensor:
-        """(...) probabilities of a class on a box of the file's grid."""
+        """(...) evidence of a class on a box of the file's grid."""
         result = self.restorer.resampling(self.part(number)[None], [start for start, _ in self.needed], box)
-        return result[0].to(self.probabilities.device)
+        return result[0].to(self.evidence.device)
 
-    def region(self, number: int, least: float, box: Box) -> Box | None:
-        """The part of `box` in which the class can have at least `least`; None where it can nowhere."""
+    def region(self, number: int, floor: float, box: Box) -> Box | None:
+        """The part of `box` in which the class can lie above `floor`; None where it can nowhere."""
         maps = self.restorer.resampling.maps
-        found = _bounds(self.part(number) >= least)
+        found = _bounds(self.part(number) > floor)
         if found is None or maps is None:
             return box if found is not None else None
         region = []
@@ -161,12 +168,11 @@ class _Parts:
 
 
 def _winners(parts: _Parts, box: Box) -> tuple[Box, Tensor] | None:
-    """The most probable class of every voxel of the box that this returns; background outside it."""
+    """The strongest class of every voxel of the box that this returns; background outside it."""
     if parts.classes == 1:
-        region = parts.region(0, 0.5, box)
-        return None if region is None else (region, (parts.sample(0, region) > 0.5).to(torch.uint8))
-    least = 0.999 / parts.classes
-    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, least, box)) is not None}
+        region = parts.region(0, 0.0, box)
+        return None if region is None else (region, (parts.sample(0, region) > 0).to(torch.uint8))
+    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, FLOOR, box)) is not None}
     if not regions:
         return None
     union = tuple((min(r[a][0] for r in regions.values()), max(r[a][1] for r in regions.values())) for a in range(3))
@@ -178,6 +184,25 @@ def _winners(parts: _Parts, box: Box) -> tuple[Box, Tensor] | None:
         winner[inside].masked_fill_(candidate > held, number)
         torch.maximum(held, candidate, out=held)
     return union, winner
+
+
+def evidence(probabilities: Tensor) -> Tensor:
+    """Logarithms of probabilities (classes, ...), at least `FLOOR`, or the logit of a single one; in place."""
+    if len(probabilities) == 1:
+        return probabilities.logit_(math.exp(FLOOR))
+    return probabilities.clamp_(math.exp(FLOOR)).log_().clamp_(FLOOR)
+
+
+def _pour(parts: _Parts, box: Box, sink: Sink) -> None:
+    """Hand over the probabilities of all classes on a box of the file's grid."""
+    if parts.classes == 1:
+        sink(0, box, parts.sample(0, box).sigmoid())
+        return
+    total = torch.zeros(())
+    for number in range(parts.classes):
+        total = total + parts.sample(number, box).exp()
+    for number in range(parts.classes):
+        sink(number, box, parts.sample(number, box).exp().div(total))
 
 
 def _bounds(mask: Tensor) -> Box | None:

@@ -202,7 +202,7 @@ class _Run:
             flips = f" x {load.flips} flips" if load.flips > 1 else ""
             self.say(
                 f"{name}: {load.windows} windows{flips}, about {in_words(load.seconds)}, "
-                f"{load.memory / 1e9:.1f} GB beside the network"
+                f"{max(0.1, load.memory / 1e9):.1f} GB beside the network"
             )
 
     def _save(self, work: Work) -> None:
