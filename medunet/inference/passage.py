@@ -17,7 +17,7 @@ from medunet.inference.quality import Certainty
 from medunet.inference.restoring import Restorer, Sink
 from medunet.types import AnyArray
 
-_PLANES = 8  # that are looked at together
+_TOGETHER = 8_000_000  # probabilities that are judged at a time
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ class Passage:
     def _judge(self, complete: Tensor) -> None:
         """Note how certain the network was, a few planes at a time."""
         if self.certainty is not None:
-            for part in torch.split(complete, _PLANES, dim=1 + self.windows.axis):
+            planes = complete.shape[1 + self.windows.axis]
+            step = max(1, _TOGETHER * planes // complete.numel())
+            for part in torch.split(complete, step, dim=1 + self.windows.axis):
                 self.certainty.update(part, most_probable(part))
 
 

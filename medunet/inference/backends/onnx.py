@@ -46,7 +46,8 @@ class OnnxBackend:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""
-        return torch.cat([self._one(window) for window in torch.split(windows, 1)])
+        done = [self._one(window) for window in torch.split(windows, 1)]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def _one(self, window: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run(None, {"windows": window.contiguous().numpy()})[0])
