@@ -102,15 +102,6 @@ class Resampling:
         """Whether the axes of both grids run along each other."""
         return self.maps is not None
 
-    @property
-    def rearranges(self) -> bool:
-        """Whether the target has the voxels of the source in another order, or the same, and nothing else."""
-        if self.maps is None:
-            return False
-        sizes = [self.source.shape[m.source_axis] for m in self.maps]
-        same = tuple(sizes) == self.target.shape
-        return same and all(not m.weight.any() and len(set(m.low.tolist())) == len(m.low) for m in self.maps)
-
     def needs(self, box: Box) -> Box:
         """The box of source voxels that a box of target voxels depends on."""
         if self.maps is None:
@@ -135,7 +126,7 @@ class Resampling:
             nearest: take the nearest voxel (labels) instead of interpolating; keeps the type.
 
         Returns:
-            (channels, ...) of the box's size; float32 unless `nearest`, or `rearranges` holds.
+            (channels, ...) of the box's size; float32 unless `nearest`, or where voxels are only rearranged.
         """
         if self.maps is None:
             return self._oblique(part, origin, box, nearest)
