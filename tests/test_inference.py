@@ -210,6 +210,24 @@ def test_borders_lie_where_the_network_was_undecided() -> None:
     assert 0 not in restorer.labels  # a class that is nowhere probable does not come up between two others
 
 
+def test_a_class_is_interpolated_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, sample = [], Resampling.__call__
+
+    def noting(self: Resampling, part: torch.Tensor, origin: Any, box: Any, **options: Any) -> torch.Tensor:
+        boxes.append(box)
+        return sample(self, part, origin, box, **options)
+
+    monkeypatch.setattr(Resampling, "__call__", noting)
+    probabilities = torch.zeros(9, 12, 12, 12)
+    probabilities[0] = 1
+    probabilities[:, 5, 5, 5] = torch.eye(9)[4]
+    source, target = Grid.from_spacing((12, 12, 12)), Grid.from_spacing((23, 23, 23), (0.5, 0.5, 0.5))
+    restorer = Restorer(Resampling(source, target), 2, list(range(9)))
+    restorer.put(probabilities)
+    assert boxes == [((9, 12), (9, 12), (9, 12))] * 2  # the background and class 4, around the voxel
+    assert set(np.unique(restorer.labels)) == {0, 4}
+
+
 def test_one_output_is_a_foreground_with_threshold_one_half() -> None:
     grid = Grid.from_spacing((2, 1, 1))
     restorer = Restorer(Resampling(grid, grid), 2, [0, 255])

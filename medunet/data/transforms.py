@@ -90,12 +90,8 @@ class NetworkImage:
     """An image on a network's grid, resampled and normalised when a box of it is read."""
 
     def __init__(self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None]) -> None:
-        self.values, self.resampling, self.scales, self.channels = (
-            values,
-            resampling,
-            list(scales),
-            int(values.shape[0]),
-        )
+        self.values, self.resampling, self.scales = values, resampling, list(scales)
+        self.channels = int(values.shape[0])
 
     @property
     def grid(self) -> Grid:

@@ -75,9 +75,9 @@ class Passage:
                 constant = _constant(window)
                 if constant is None:
                     waiting.append(place)
-                elif self._constant is None or self._constant[0] != constant:
-                    self._constant = (constant, (yield window[None].contiguous())[0].clone())
-                if constant is not None and self._constant is not None:
+                else:
+                    if self._constant is None or self._constant[0] != constant:
+                        self._constant = (constant, (yield window[None].contiguous())[0].clone())
                     self._add(self._constant[1], place)
                 if len(waiting) == batch_size:
                     yield from self._run(slab, row, waiting)
@@ -142,6 +142,7 @@ class Passage:
             planes = complete.shape[1 + self.windows.axis]
             step = max(1, _TOGETHER * planes // complete.numel())
             for part in torch.split(complete, step, dim=1 + self.windows.axis):
+                part = part.cpu() if part.device.type == "mps" else part  # which has no float64
                 self.certainty.update(part, most_probable(part))
 
 

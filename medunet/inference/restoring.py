@@ -21,6 +21,7 @@ from medunet.types import AnyArray, IntArray
 FLOOR = -7.0
 """Lowest logarithm of a probability (about 1/1000); for one output, logits lie between it and its opposite."""
 
+_ABOVE = FLOOR + 1e-4  # what a logarithm's last digit may lift off the floor still cannot win
 _CHUNK = 8_000_000  # voxels of the label map that are made at a time
 _LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
@@ -172,7 +173,7 @@ def _winners(parts: _Parts, box: Box) -> tuple[Box, Tensor] | None:
     if parts.classes == 1:
         region = parts.region(0, 0.0, box)
         return None if region is None else (region, (parts.sample(0, region) > 0).to(torch.uint8))
-    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, FLOOR, box)) is not None}
+    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, _ABOVE, box)) is not None}
     if not regions:
         return None
     union = tuple((min(r[a][0] for r in regions.values()), max(r[a][1] for r in regions.values())) for a in range(3))
