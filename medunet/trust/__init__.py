@@ -1,0 +1,1 @@
+"""What a shared bundle is, before anything of it is run: standard library, PyYAML and, for signatures, cryptography."""
