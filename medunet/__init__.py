@@ -8,10 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medunet.verbs import dicom, evaluate, fingerprint, index, plan, predict, report, train
+    from medunet.verbs import (
+        dicom, evaluate, fingerprint, index, keygen, pack, plan, predict, report, train, unpack, verify,
+    )  # fmt: skip
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dicom", "evaluate", "fingerprint", "index", "plan", "predict", "report", "train"]
+__all__ = [
+    "__version__", "dicom", "evaluate", "fingerprint", "index", "keygen", "pack", "plan", "predict", "report", "train",
+    "unpack", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

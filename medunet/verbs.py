@@ -11,12 +11,13 @@ from medunet.errors import BundleError, InputError
 from medunet.types import StrPath
 
 if TYPE_CHECKING:
+    from medunet.bundle.packing import Packed
     from medunet.data.dicom.scan import Scan
     from medunet.data.examine import Measurement
     from medunet.data.index import Index
-    from medunet.inference.runner import Segmenter
     from medunet.inference.status import CaseResult
     from medunet.planning import Budget, Fingerprint, Plan
+    from medunet.trust.verifying import Verification
 
 Progress = Callable[[int, int], None]
 
@@ -123,9 +124,10 @@ def predict(
     root = _bundle(bundle)
     output = Path(output_dir)
     from medunet.bundle import read_plan
+    from medunet.bundle.segmenting import load_segmenter
 
     cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
-    segmenter = _segmenter(root, {"output_dir": str(output), **(overrides or {})})
+    segmenter = load_segmenter(root, {"output_dir": str(output), **(overrides or {})})
     return segment_cases(
         segmenter, cases, output, force=force, keep_probabilities=probabilities, report=report, say=say
     )
@@ -174,6 +176,63 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     return target
 
 
+def pack(
+    bundle: StrPath,
+    output: StrPath,
+    *,
+    fix: bool = False,
+    key: StrPath | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Packed:
+    """Write what may be shared of a trained bundle as one reproducible archive; sign it with a private `key`.
+
+    Raises:
+        UnsafeError: something private or unsafe is in it; `fix` mends what can be mended, in the archive alone.
+        MedunetError: the bundle is not complete or cannot be run.
+    """
+    from medunet.bundle import packing
+
+    return packing.pack(_bundle(bundle), Path(output), fix=fix, key=_optional(key), say=say)
+
+
+def verify(source: StrPath, key: StrPath | None = None) -> Verification:
+    """Check a packed bundle (or what it was unpacked to), as `medunet.trust` and a run of its reference image can.
+
+    Raises:
+        InputError: there is no such archive, folder or public `key`; what fails is told in the result.
+    """
+    from medunet.bundle import receiving
+
+    return receiving.verify(Path(source), _optional(key))
+
+
+def unpack(source: StrPath, output: StrPath, key: StrPath | None = None) -> Verification:
+    """Verify a packed bundle without running it and unpack it to a folder that is new or empty.
+
+    Raises:
+        UnsafeError: a check failed; nothing is written then.
+        InputError: the archive is missing, or the folder is not empty.
+    """
+    from medunet.trust import unpacking
+
+    return unpacking.unpack(Path(source), Path(output), _optional(key))
+
+
+def keygen(output: StrPath) -> str:
+    """Write a private key and, with ``.pub`` added to its name, the public one; the fingerprint of the pair.
+
+    Raises:
+        InputError: one of the files is there already.
+    """
+    from medunet.trust import signing
+
+    return signing.keygen(Path(output))
+
+
+def _optional(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
 def _examined(
     dataset: StrPath, on_problem: str, progress: Progress | None, allow_gaps: bool = False
 ) -> tuple[Index, tuple[Measurement, ...]]:
@@ -194,30 +253,6 @@ def _config_value(root: Path, config: str, key: str) -> Any:
     import yaml
 
     return yaml.safe_load((root / "configs" / config).read_text(encoding="utf-8"))[key]
-
-
-def _segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
-    from medunet.bundle import read_plan
-    from medunet.bundle.running import explained, load_workflow
-    from medunet.inference.quality import read_calibrations
-    from medunet.inference.runner import Segmenter
-    from medunet.inference.weights import model_digest, weights_digest
-
-    with explained(root / "configs" / "inference.yaml"):
-        parser = load_workflow(root, "inference.yaml", "infer", overrides).parser
-        parser.get_parsed_content("weights").load()
-        part = parser.get_parsed_content
-        return Segmenter(
-            plan=read_plan(str(root)),
-            network=part("network").eval(),
-            preprocessing=part("preprocessing"),
-            inferer=part("inferer"),
-            postprocessing=part("postprocessing"),
-            device=part("device"),
-            digest=model_digest(root, overrides),
-            output_format=part("save").output_format,
-            calibrations=read_calibrations(root, weights_digest(root)),
-        )
 
 
 def _first_scores(bundle: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medunet.cli import options
+from medunet.cli import options, sharing
 from medunet.cli.printing import Printer
 from medunet.errors import MedunetError, PartialFailureError
 
@@ -192,6 +192,9 @@ def demo(
     from medunet.cli.demo import run_demo
 
     run_demo(output, state)
+
+
+sharing.register(app, state)
 
 
 def main() -> None:

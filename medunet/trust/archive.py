@@ -1,8 +1,9 @@
 """The one form in which a bundle is archived: the same content is the same bytes, and any other byte is refused.
 
-A zip (PKWARE APPNOTE 6.3.10) of stored members in the order of their names, dated 1980-01-01, plain files of mode 0644,
-without comments, data descriptors or extra fields; zip64 only where a size or offset needs it. Nothing is compressed, so
-that the bytes do not depend on a compression library. What is read is built again and compared, byte for byte.
+A zip (PKWARE APPNOTE 6.3.10) of stored members in the order of their names, dated 1980-01-01, plain files of mode
+0644, without comments, data descriptors or extra fields; zip64 only where a size or offset needs it. Nothing is
+compressed, so that the bytes do not depend on a compression library. What is read is built again and compared, byte for
+byte.
 """
 
 from __future__ import annotations

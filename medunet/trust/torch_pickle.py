@@ -58,7 +58,7 @@ class StoredTensor:
         """Whether its numbers stand in order and without gaps."""
         expected = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size != 1 and stride != expected and math.prod(self.shape):
+            if size != 1 and stride != expected and math.prod(self.shape) > 0:
                 return False
             expected *= size
         return True
@@ -87,7 +87,7 @@ def read_state(data: bytes) -> dict[str, StoredTensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
             raise UnsafeError(
-                f"is a checkpoint, not a plain state dict (entry {name!r} is no tensor); save network.state_dict() alone"
+                f"is a checkpoint, not a plain state dict ({name!r} is no tensor); save network.state_dict() alone"
             )
     return state
 
@@ -101,7 +101,8 @@ class _Machine:
 
     def run(self, data: bytes) -> Any:
         """Follow the instructions to the last."""
-        for step, (instruction, argument, position) in enumerate(pickletools.genops(data)):
+        for step, (instruction, argument, place) in enumerate(pickletools.genops(data)):
+            position = int(place or 0)
             act = _ACTS.get(instruction.name)
             if act is None or step > _MOST_STEPS:
                 raise UnsafeError(
@@ -196,8 +197,8 @@ def _tensor(
         raise ValueError("has a tensor with hooks or without a storage")
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or not len(shape) == len(strides) <= _MOST_AXES:
         raise ValueError("has a tensor of impossible shape")
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.count:
+    last: int = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if math.prod(shape) > 0 and last >= storage.count:
         raise UnsafeError(f"has a tensor that reaches beyond its storage {storage.key}; refuse it")
     return StoredTensor(storage, tuple(shape), tuple(strides), offset)
 

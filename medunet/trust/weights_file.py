@@ -106,5 +106,3 @@ def _require_tiled(entries: Mapping[str, tuple[str, tuple[int, ...], int, int]],
 
 def _size(dtype: str, shape: tuple[int, ...]) -> int:
     return SIZES[dtype] * math.prod(shape)
-
-

@@ -1,0 +1,146 @@
+"""What a packed bundle says of itself: scores without cases, where it comes from, and the software it was packed with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medunet.errors import InputError
+from medunet.evaluation.scores import read_scores
+from medunet.trust.names import MODEL, PROVENANCE, QUALITY, SCORES
+from medunet.trust.slices import Slice
+from medunet.trust.strictjson import canonical
+
+_KEPT = ("mean", "ci95", "n", "left_out")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def weights_fold(bundle: Path) -> int | None:
+    """The fold that was held out when ``models/model.pt`` was trained; None where nothing tells.
+
+    The calibration names its weights; without one, a single scored fold is the one.
+    """
+    try:
+        content = json.loads((bundle / QUALITY).read_text(encoding="utf-8"))
+        with (bundle / MODEL).open("rb") as file:
+            if content["weights"] == Slice.whole(file).sha256():
+                return int(content["fold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    folds = [int(path.parent.name.removeprefix("fold_")) for path in bundle.glob("eval/fold_[0-9]/scores.json")]
+    return folds[0] if len(folds) == 1 else None
+
+
+def scores(bundle: Path, fold: int | None) -> bytes | None:
+    """``docs/scores.json``: per class and metric the mean, its interval and the number of cases, and no case.
+
+    Where the bundle has no ``eval/``, what an earlier packing left stays.
+    """
+    path = bundle / "eval" / f"fold_{fold}" / "scores.json"
+    if fold is None or not path.is_file():
+        earlier = bundle / SCORES
+        return earlier.read_bytes() if earlier.is_file() and not (bundle / "eval").is_dir() else None
+    content = read_scores(path)
+    return canonical(
+        {
+            "fold": fold,
+            "weights": str(content.get("weights", "")),
+            "cases": len(content["cases"]),
+            "summary": _statistics(content["summary"]),
+            "classes": {name: _statistics(values) for name, values in content["classes"].items()},
+        }
+    )
+
+
+def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> bytes:
+    """``provenance.json``: digests of plan and dataset, versions, seed, fold and steps; no names and no dates.
+
+    `content`: that of ``metadata.json``. Where the bundle has no ``eval/``, what an earlier packing left stays.
+    """
+    earlier = bundle / PROVENANCE
+    if earlier.is_file() and not (bundle / "eval").is_dir():
+        return earlier.read_bytes()
+    path = bundle / "eval" / f"fold_{fold}" / "scores.json"
+    best = (read_scores(path) if path.is_file() else {}).get("best") or {}
+    plan = content["plan"]
+    return canonical(
+        {
+            "dataset_sha256": plan.get("dataset_digest"),
+            "fold": fold,
+            "medunet": dict(content.get("required_packages_version") or {}).get("medunet"),
+            "plan_sha256": hashlib.sha256(canonical(plan)).hexdigest(),
+            "seed": _seed(bundle),
+            "steps": best.get("step"),
+        }
+    )
+
+
+def sbom(name: str, version: str) -> bytes:
+    """``sbom.json`` (CycloneDX 1.5): medunet and what it needs, as installed where the bundle is packed."""
+    components = [_component(dependency) for dependency in _dependencies("medunet")]
+    return canonical(
+        {
+            "bomFormat": "CycloneDX",
+            "specVersion": "1.5",
+            "version": 1,
+            "metadata": {"component": {"type": "machine-learning-model", "name": name, "version": version}},
+            "components": components,
+        }
+    )
+
+
+def _statistics(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each metric what may be shared."""
+    return {metric: {key: found[key] for key in _KEPT if key in found} for metric, found in values.items()}
+
+
+def _seed(bundle: Path) -> Any:
+    try:
+        return yaml.safe_load((bundle / "configs" / "train.yaml").read_text(encoding="utf-8")).get("seed")
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{bundle}: configs/train.yaml cannot be read ({error}); mend it or plan again") from error
+
+
+def _dependencies(root: str) -> list[installed.Distribution]:
+    """The distributions that `root` needs, itself among them, by name."""
+    found: dict[str, installed.Distribution] = {}
+    waiting = [root]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            found[name] = installed.distribution(name)
+        except installed.PackageNotFoundError:
+            continue  # for another system or Python
+        required = [text for text in found[name].requires or [] if "extra ==" not in text]
+        waiting += [match[0] for text in required if (match := _NAME.match(text))]
+    return [found[name] for name in sorted(found)]
+
+
+def _component(dependency: installed.Distribution) -> dict[str, Any]:
+    name = re.sub(r"[-_.]+", "-", dependency.metadata["Name"]).lower()
+    version = dependency.version
+    content: dict[str, Any] = {
+        "type": "library", "name": name, "version": version, "purl": f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
+    }  # fmt: skip
+    licence = _licence(dependency)
+    return {**content, "licenses": [licence]} if licence else content
+
+
+def _licence(dependency: installed.Distribution) -> dict[str, Any] | None:
+    facts = dependency.metadata
+    expression = facts.get("License-Expression")
+    if expression:
+        return {"expression": expression}
+    named = [text.split(" :: ")[-1] for text in facts.get_all("Classifier") or [] if text.startswith("License :: ")]
+    stated = (facts.get("License") or "").strip()
+    words = stated if stated and len(stated) <= 64 and "\n" not in stated else ", ".join(named)
+    return {"license": {"name": words}} if words else None

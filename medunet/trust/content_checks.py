@@ -1,0 +1,174 @@
+"""Checks of what stands in a packed bundle's files: each returns what it saw in a sentence, or raises."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medunet.errors import UnsafeError
+from medunet.trust.bundle_files import Contents
+from medunet.trust.findings import Finding
+from medunet.trust.names import CARD, METADATA, MODEL, QUALITY, SCORES, TENSORS
+from medunet.trust.strictjson import parse
+from medunet.trust.weights_file import differences, read_safetensors, read_torch
+
+_CALIBRATION = {"bias": float, "soft_dice": float, "probability": float, "cases": int, "always_present": bool}
+
+
+class Failed(Exception):  # noqa: N818
+    """What a check found wrong."""
+
+    def __init__(self, what: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(what)
+        self.findings = tuple(findings)
+
+
+class NotRun(Exception):  # noqa: N818
+    """Why a check was not made."""
+
+
+def require_none(worst: str, findings: Sequence[Finding]) -> None:
+    """Fail at findings of the level `worst` (``code``: and worse).
+
+    Raises:
+        Failed: with the first of them and the number of the others.
+    """
+    levels = ("danger",) if worst == "danger" else ("danger", "code")
+    bad = [finding for finding in findings if finding.level in levels]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise Failed(f"{bad[0].place}: {bad[0].what}{more}", findings)
+
+
+def audit_source(source: Path) -> str:
+    """The audit of the whole bundle, which has to find it safe."""
+    from medunet.trust.audit import audit
+
+    found = audit(source)
+    if found.verdict != "safe":
+        require_none("code", found.findings)
+        raise Failed(f"the audit says '{found.verdict}'", found.findings)
+    return "nothing in it runs code of its own"
+
+
+def metadata(contents: Contents, manifest: Mapping[str, Any]) -> str:
+    """``metadata.json`` against MONAI's schema, and the ids that MONAI looks for in the configs."""
+    from medunet.trust.metadata import check_metadata, check_workflow_ids
+
+    content = _metadata(contents)
+    for key in ("name", "version"):
+        if content.get(key) != manifest[key]:
+            raise Failed(f"{METADATA}: {key} is {content.get(key)!r}, the manifest says {manifest[key]!r}; refuse it")
+    configs = {
+        name.removeprefix("configs/"): _yaml(name, contents.read(name))
+        for name in sorted(contents.members)
+        if name.startswith("configs/") and name.endswith((".yaml", ".yml"))
+    }
+    require_none("danger", (*check_metadata(content), *check_workflow_ids(configs)))
+    return f"{content['name']} {content['version']}"
+
+
+def versions(contents: Contents) -> str:
+    """The versions that the bundle was made with beside those installed here; never a failure."""
+    content = _metadata(contents)
+    wanted = {"monai": content.get("monai_version"), "torch": content.get("pytorch_version")}
+    wanted |= {"numpy": content.get("numpy_version"), **dict(content.get("required_packages_version") or {})}
+    words = []
+    for name, version in wanted.items():
+        here = _installed(str(name))
+        if here is None:
+            words.append(f"{name} {version} is not installed here")
+        elif _numbers(here) < _numbers(str(version)):
+            words.append(f"{name} here is {here}, older than the bundle's {version}")
+    return "; ".join(words) or "what is installed is as new as what the bundle was made with"
+
+
+def weights(contents: Contents) -> str:
+    """``model.pt``, read without unpickling, against ``model.safetensors``, tensor by tensor."""
+    ours = _named(MODEL, lambda: read_torch(contents.slice(MODEL)))
+    theirs = _named(TENSORS, lambda: read_safetensors(contents.slice(TENSORS)))
+    found = differences(ours, theirs)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise Failed(f"{MODEL} and {TENSORS} differ: {found[0]}{more}; refuse the bundle")
+    numbers = sum(math.prod(tensor.shape) for tensor in ours.values())
+    return f"{len(ours)} tensors with {numbers:,} numbers, equal in both files"
+
+
+def quality(contents: Contents) -> str:
+    """``quality.json``: plain numbers, of these weights."""
+    if QUALITY not in contents.members:
+        raise NotRun("the bundle has no calibration of its certainty")
+    content = parse(QUALITY, contents.read(QUALITY))
+    if not isinstance(content, dict) or set(content) != {"weights", "fold", "classes"}:
+        raise Failed(f"{QUALITY}: is not a calibration; refuse the bundle")
+    if content["weights"] != contents.members[MODEL].sha256:
+        raise Failed(f"{QUALITY}: is of other weights than {MODEL}; pack the bundle again")
+    classes = content["classes"]
+    if not isinstance(classes, dict) or not all(value is None or _is_calibration(value) for value in classes.values()):
+        raise Failed(f"{QUALITY}: holds what is no calibration; refuse the bundle")
+    return f"a calibration for {sum(value is not None for value in classes.values())} of {len(classes)} classes"
+
+
+def card(contents: Contents) -> str:
+    """The numbers of ``docs/README.md`` against ``docs/scores.json``."""
+    from medunet.trust.card import check_card
+
+    if SCORES not in contents.members:
+        raise NotRun(f"the bundle has no {SCORES}")
+    facts = parse(SCORES, contents.read(SCORES))
+    if not isinstance(facts, dict):
+        raise Failed(f"{SCORES}: is not a list of scores; refuse the bundle")
+    require_none("danger", check_card(contents.read(CARD).decode("utf-8"), facts))
+    return f"its numbers are those of {SCORES}"
+
+
+def _metadata(contents: Contents) -> dict[str, Any]:
+    content = parse(METADATA, contents.read(METADATA))
+    if not isinstance(content, dict):
+        raise UnsafeError(f"{METADATA}: is not a list of fields; refuse it")
+    return content
+
+
+def _yaml(name: str, data: bytes) -> Any:
+    try:
+        return yaml.safe_load(data.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UnsafeError(f"{name}: is not plain YAML ({type(error).__name__}); refuse it") from error
+
+
+def _named(name: str, read: Any) -> Any:
+    """What `read` returns; its refusals name the file."""
+    try:
+        return read()
+    except UnsafeError as error:
+        words = str(error)
+        raise UnsafeError(words if words.startswith(name) else f"{name}: {words}") from error
+
+
+def _is_calibration(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != set(_CALIBRATION):
+        return False
+    return all(type(value[key]) in ((int, float) if kind is float else (kind,)) for key, kind in _CALIBRATION.items())
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return installed.version(name)
+    except installed.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """
+    >>> _numbers("2.13.0+cpu") < _numbers("2.14")
+    True
+    """
+    match = re.match(r"\d{1,9}(\.\d{1,9})*", version)
+    return tuple(int(n) for n in match[0].split(".")) if match else ()
