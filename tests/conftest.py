@@ -57,3 +57,13 @@ def trained_bundle(planned_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(planned_bundle, bundle)
     verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu"})
     return bundle
+
+
+@pytest.fixture(scope="session")
+def packed_bundle(trained_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of the trained bundle, not signed. Copy it before changing it."""
+    from medunet import verbs
+
+    archive = tmp_path_factory.mktemp("packed") / "phantom.zip"
+    verbs.pack(trained_bundle, archive)
+    return archive

@@ -1,4 +1,4 @@
-"""What a packed bundle says of itself: scores without cases, where it comes from, and the software it was packed with."""
+"""What a packed bundle says of itself: scores without cases, where it comes from, the software it was packed with."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def _component(dependency: installed.Distribution) -> dict[str, Any]:
 
 
 def _licence(dependency: installed.Distribution) -> dict[str, Any] | None:
-    facts = dependency.metadata
-    expression = facts.get("License-Expression")
+    facts = dependency.metadata.json
+    expression = facts.get("license_expression")
     if expression:
         return {"expression": expression}
-    named = [text.split(" :: ")[-1] for text in facts.get_all("Classifier") or [] if text.startswith("License :: ")]
-    stated = (facts.get("License") or "").strip()
+    named = [text.split(" :: ")[-1] for text in facts.get("classifier") or [] if text.startswith("License :: ")]
+    stated = str(facts.get("license") or "").strip()
     words = stated if stated and len(stated) <= 64 and "\n" not in stated else ", ".join(named)
     return {"license": {"name": words}} if words else None

@@ -18,7 +18,7 @@ from medunet.bundle import facts
 from medunet.data.atomic import disk_errors
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.trust import signing
-from medunet.trust.archive import Member, measure, write_archive
+from medunet.trust.archive import measure, write_archive
 from medunet.trust.atomic import atomic_file
 from medunet.trust.findings import Finding
 from medunet.trust.manifest import manifest
@@ -158,7 +158,7 @@ def _blank_paths(staging: Path, say: Say) -> None:
 
 
 def _write_weights(bundle: Path, staging: Path) -> str:
-    """Write ``model.pt`` anew, with the tensors alone, and ``model.safetensors``; the sha256 of the old ``model.pt``."""
+    """Write ``model.pt`` anew, tensors alone, and ``model.safetensors``; the sha256 of the old ``model.pt``."""
     import torch
 
     from medunet.inference.weights import read_state

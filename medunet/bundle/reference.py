@@ -24,7 +24,7 @@ from medunet.trust.atomic import atomic_file
 from medunet.trust.names import EXPECTED, TENSORS
 from medunet.trust.slices import Slice
 from medunet.trust.weights_file import read_safetensors, write_safetensors
-from medunet.types import AnyArray, FloatArray
+from medunet.types import Affine, AnyArray, FloatArray
 
 TOLERANCE, MARGIN = 1e-4, 1e-3
 """Probabilities may differ so much; labels only where the two best probabilities are closer than MARGIN."""
@@ -80,7 +80,8 @@ def run_reference(root: Path) -> Answer:
         probabilities = np.zeros((classes, *seen.native.shape), dtype=np.float32)
 
         def keep(number: int, box: Any, values: Any) -> None:
-            probabilities[(number, *(slice(*bounds) for bounds in box))] = values.float().cpu().numpy()
+            place: Any = (number, *(slice(*bounds) for bounds in box))
+            probabilities[place] = values.float().cpu().numpy()
 
         (made,) = segmenter.inferer.segment([seen], segmenter.network, [keep])
     return Answer(np.ascontiguousarray(made.labels), probabilities)
@@ -168,7 +169,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def _margin(probabilities: FloatArray) -> FloatArray:
     """How far the best class is ahead of the second."""
     if len(probabilities) == 1:
-        return np.abs(2 * probabilities[0] - 1)
+        lone: FloatArray = np.abs(2 * probabilities[0] - 1)
+        return lone
     best = np.partition(probabilities, -2, axis=0)
     margin: FloatArray = best[-1] - best[-2]
     return margin
@@ -210,7 +212,7 @@ def _channel(shape: tuple[int, ...], number: int, seen: Mapping[str, Any]) -> An
     return (low + unit * (high - low)).astype(np.float32)
 
 
-def _affine(orientation: str, spacing: Any) -> FloatArray:
+def _affine(orientation: str, spacing: Any) -> Affine:
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (code, step) in enumerate(zip(orientation, spacing, strict=True)):

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Literal
 
 from medunet.errors import InputError, MedunetError, UnsafeError
 from medunet.trust import content_checks, senders, signing
-from medunet.trust.content_checks import Failed, NotRun
 from medunet.trust.bundle_files import Contents, archive_contents, folder_contents, opened
+from medunet.trust.content_checks import Failed, NotRun
 from medunet.trust.findings import Finding
 from medunet.trust.manifest import compare_manifest, read_manifest
 from medunet.trust.names import MANIFEST
