@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medunet.verbs import (
-        dicom, evaluate, fingerprint, index, keygen, pack, plan, predict, report, train, unpack, verify,
+        dicom,
+        evaluate,
+        fingerprint,
+        index,
+        keygen,
+        pack,
+        plan,
+        predict,
+        report,
+        train,
+        unpack,
+        verify,
     )  # fmt: skip
 
 __version__ = "0.1.0"

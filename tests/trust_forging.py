@@ -43,7 +43,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pickled_call(archive_name: str, function: str, argument: str) -> bytes:
+def pickled_call(function: str, argument: str) -> bytes:
     """The pickle of a dictionary with a call in it, as an attacker would put it into data.pkl."""
     module, name = function.rsplit(".", 1)
     text = argument.encode()

@@ -21,7 +21,7 @@ def verify(source: Path, key: Path | None = None) -> Verification:
     with verified_contents(source, key) as (static, contents):
         if not static.verified or contents is None:
             result = static.extended(_not_run("a check before it failed"))
-        elif missing := [name for name in ("torch", "monai") if find_spec(name) is None]:
+        elif missing := [name for name in ("torch", "monai") if not _is_installed(name)]:
             words = f"{' and '.join(missing)} is not installed: THE WEIGHTS WERE NOT RUN"
             result = static.extended(_not_run(words))
         else:
@@ -40,6 +40,13 @@ def _run(source: Path, contents: Contents) -> list[Check]:
         if network.state == "failed":
             return [network, *_not_run("the check 'network' failed")[1:]]
         return [network, attempt("reference", lambda: check_reference(copy))]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ImportError:
+        return False
 
 
 def _not_run(reason: str) -> list[Check]:

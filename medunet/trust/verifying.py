@@ -25,6 +25,8 @@ State = Literal["passed", "failed", "not run"]
 STATIC = ("members", "form", "manifest", "signature", "audit", "metadata", "versions", "weights", "quality", "card")
 """The checks of this room, in their order."""
 
+_GATES = ("members", "form", "manifest", "audit")  # after a failure of one of these nothing further is read
+
 RUNNING = ("network", "reference")
 """The checks that need torch and monai; they are only made when the others passed."""
 
@@ -140,7 +142,7 @@ def _run(bundle: _Bundle, key: Path | None, pinned: bytes | None) -> Verificatio
     }
     checks: list[Check] = []
     for name, step in steps.items():
-        if any(check.state == "failed" for check in checks[:3]):
+        if any(check.state == "failed" and check.name in _GATES for check in checks):
             checks += _blocked(STATIC[len(checks) :], checks)
             break
         checks.append(attempt(name, step))
@@ -164,7 +166,7 @@ def attempt(name: str, step: Callable[[], str]) -> Check:
 
 
 def _blocked(names: Sequence[str], checks: Sequence[Check]) -> list[Check]:
-    first = next(check.name for check in checks if check.state == "failed")
+    first = next(check.name for check in checks if check.state == "failed" and check.name in _GATES)
     return [Check(name, "not run", f"the check '{first}' failed") for name in names]
 
 
