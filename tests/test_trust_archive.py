@@ -26,7 +26,7 @@ from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.inference.quality import read_calibrations
 from medunet.inference.weights import weights_digest
-from medunet.trust.archive import measure, read_archive, write_archive
+from medunet.trust.zipform import measure, read_archive, write_archive
 from medunet.trust.bundle_files import archive_contents
 from medunet.trust.manifest import compare_manifest, read_manifest
 from medunet.trust.names import name_problem, purpose

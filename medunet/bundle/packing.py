@@ -18,7 +18,7 @@ from medunet.bundle import facts
 from medunet.data.atomic import disk_errors
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.trust import signing
-from medunet.trust.archive import measure, write_archive
+from medunet.trust.zipform import measure, write_archive
 from medunet.trust.atomic import atomic_file
 from medunet.trust.findings import Finding
 from medunet.trust.manifest import manifest

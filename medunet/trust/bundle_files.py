@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medunet.errors import InputError, UnsafeError
-from medunet.trust.archive import Listing, Member, read_archive
+from medunet.trust.zipform import Listing, Member, read_archive
 from medunet.trust.slices import Slice
 from medunet.trust.strictjson import LARGEST
 
