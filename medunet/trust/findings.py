@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Level = Literal["note", "code", "danger"]
@@ -41,12 +42,32 @@ class Finding:
     touches: tuple[str, ...] = ()
 
 
+def note(rule: str, place: Place, what: str, *touches: str) -> Finding:
+    """A harmless thing that is named."""
+    return Finding("note", rule, place, what, touches)
+
+
+def code(rule: str, place: Place, what: str, *touches: str) -> Finding:
+    """Something that runs code, or reaches out, and that a person must judge."""
+    return Finding("code", rule, place, what, touches or ("code",))
+
+
+def danger(rule: str, place: Place, what: str, *touches: str) -> Finding:
+    """Something for which a bundle is refused."""
+    return Finding("danger", rule, place, what, touches or ("code",))
+
+
 @dataclass(frozen=True)
 class Audit:
-    """All findings about one bundle folder or archive; the worst one makes the verdict."""
+    """All findings about one bundle folder or archive; the worst one makes the verdict.
+
+    `inventory` counts what was looked at: ``files``, ``configs``, ``components``, ``expressions``, ``references``,
+    ``weights``.
+    """
 
     source: str
     findings: tuple[Finding, ...]
+    inventory: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -64,5 +85,6 @@ class Audit:
         return {
             "source": self.source,
             "verdict": self.verdict,
+            "inventory": dict(self.inventory),
             "findings": [asdict(finding) for finding in self.findings],
         }

@@ -1,0 +1,193 @@
+"""Arguments of components: which of them look code up by name, open files, fetch or unpickle."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from medunet.trust.documents import Item, Number
+from medunet.trust.expressions import Scope, judge, parse
+from medunet.trust.findings import Finding, Place, code, danger
+from medunet.trust.paths import judge_path
+from medunet.trust.references import REFS, Ids, absolute, everything, substituted
+from medunet.trust.targets import Component, dangerous
+
+_READERS = {"ITKReader", "NibabelReader", "NumpyReader", "PILReader", "NrrdReader", "PydicomReader", "WSIReader",
+            "NvImgCodecPydicomReader"}  # fmt: skip
+_WRITERS = {"ITKWriter", "NibabelWriter", "PILWriter"}
+_MERGERS = {"AvgMerger", "ZarrAvgMerger"}
+NAMES = {"reader": _READERS, "writer": _WRITERS, "merger_cls": _MERGERS}
+SPECIAL = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
+_MODES = ("default", "callable")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_TEXT_NODES = (ast.Constant, ast.BinOp, ast.Add, ast.JoinedStr, ast.FormattedValue, ast.Subscript, ast.Name, ast.Load,
+               ast.Attribute, ast.Call, ast.Div)  # fmt: skip
+_JOINS = ("os.path.join", "str", "pathlib.Path", "Path")
+# Judged under any component and in overlays: the names that MONAI's components look code up by, or unpickle with.
+EVERYWHERE = {"reader": "name", "writer": "name", "merger_cls": "name", "allow_pickle": "pickle",
+              "weights_only": "pickle", "pickle_module": "pickle", "_debug_": "debug", "_mode_": "mode",
+              "_args_": "positional"}  # fmt: skip
+
+
+class Arguments:
+    """Judges arguments within one bundle: `ids` says what references stand for, `scope` what expressions see."""
+
+    def __init__(self, ids: Ids, scope: Scope) -> None:
+        self.ids, self.scope = ids, scope
+
+    def of_component(self, name: str, component: Component | None, item: Item, place: Place) -> Iterator[Finding]:
+        """Every argument of a component's mapping; `component` is None where the name is not known."""
+        for key, line, value in item.pairs:
+            if key in SPECIAL and key != "_mode_":
+                continue
+            here = Place(place.file, f"{place.key}::{key}" if place.key else key, line)
+            kind = EVERYWHERE.get(key)
+            if component is not None and kind is None:
+                if key not in component.arguments:
+                    yield code("argument", here, f"gives {name} the argument '{key}', which is not listed for it")
+                kind = component.arguments.get(key, "")
+            yield from self.one(name, key, kind or "", value, here)
+
+    def one(self, name: str, key: str, kind: str, value: Item, place: Place) -> Iterator[Finding]:
+        """One argument, by its kind."""
+        if kind == "debug":
+            yield danger("debug", place, f"'{key}' starts the debugger, which runs commands from files")
+        elif kind == "positional":
+            yield code("argument", place, f"'{key}' is no argument that MONAI hands on by itself")
+        elif kind == "mode":
+            if value.value not in _MODES:
+                yield danger("debug", place, f"the mode {_shown(value)} is not one of {', '.join(_MODES)}")
+        elif kind == "name":
+            yield from self._named(name, key, value, place)
+        elif kind == "pickle":
+            yield from self._pickle(key, value, place)
+        elif kind == "fetch":
+            yield from self._fetch(name, key, value, place)
+        elif kind in ("path", "read"):
+            yield from self._path(name, key, value, place, kind == "path")
+        elif value is not None:
+            yield from self._plain(name, key, value, place)
+
+    def meanings(self, value: Item, place: Place) -> list[Item] | None:
+        """The value itself, or what it refers to; lists and mappings are opened. None: it cannot be said."""
+        direct = self.ids.meanings(value, place.key)
+        if direct is None:
+            return None
+        found: list[Item] = []
+        for item in direct:
+            if isinstance(item.value, list):
+                for number, child in enumerate(item.value):
+                    below = self.meanings(child, Place(place.file, f"{place.key}::{number}", child.line))
+                    if below is None:
+                        return None
+                    found += below
+            else:
+                found.append(item)
+        return found
+
+    def _named(self, name: str, key: str, value: Item, place: Place) -> Iterator[Finding]:
+        """An argument by which a component looks code up: only the names of MONAI's own."""
+        meanings = self.meanings(value, place)
+        if meanings is None:
+            yield danger("argument-names-code", place, f"'{key}' of {name} looks code up by a name that is not here")
+            return
+        allowed = NAMES[key]
+        for item in meanings:
+            text = item.value
+            if item.is_mapping or text is None or text is False:
+                continue
+            if isinstance(text, str) and text.startswith("$"):
+                tree = judge(substituted(absolute(place.key, text[1:])), text, self.scope)
+                text = tree.name
+            short = str(text).removeprefix("monai.data.").removeprefix("monai.inferers.")
+            if short not in allowed:
+                what = (
+                    f"'{key}' of {name} looks code up by name: {_shown(item)}; known are {', '.join(sorted(allowed))}"
+                )
+                yield danger("argument-names-code", place, what)
+
+    def _pickle(self, key: str, value: Item, place: Place) -> Iterator[Finding]:
+        safe = key == "weights_only"
+        for item in self.meanings(value, place) or [Item("?", value.line)]:
+            if item.value is None or (isinstance(item.value, bool) and item.value is safe):
+                continue
+            if key == "pickle_module" and item.value == "pickle":
+                yield code("argument-pickle", place, "names the module that unpickles")
+                continue
+            yield danger("argument-pickle", place, f"'{key}: {_shown(item)}' lets files be unpickled, which runs code")
+
+    def _fetch(self, name: str, key: str, value: Item, place: Place) -> Iterator[Finding]:
+        for item in self.meanings(value, place) or [Item("?", value.line)]:
+            if item.value is None or item.value is False or item.value == "":
+                continue
+            yield code("network", place, f"'{key}: {_shown(item)}' lets {name} fetch weights", "network", "files")
+
+    def _path(self, name: str, key: str, value: Item, place: Place, written: bool) -> Iterator[Finding]:
+        for item in self.meanings(value, place) or []:
+            if not isinstance(item.value, str) or isinstance(item.value, Number):
+                continue
+            text, certain = self.rendered(item.value, place.key)
+            level, reason = judge_path(text, written)
+            if not certain and written and level == "note":
+                level, reason = "code", "writes to a path that it computes"
+            touches = ("network",) if "network" in reason else ("files",)
+            yield Finding(level, "path", place, f"'{key}' of {name} {reason}: {_shown(item)}", touches)
+
+    def rendered(self, text: str, key: str, depth: int = 0) -> tuple[str, bool]:
+        """A path as far as it can be told without evaluating it, and whether its parts are all plain."""
+        if not text.startswith("$"):
+            return text, True
+        module = parse(substituted(absolute(key, text[1:])))
+        if module is None or depth > 8:
+            return "", False
+        nodes = list(ast.walk(module.body[0]))[1:] if module.body else []
+        calls = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+        certain = all(isinstance(node, _TEXT_NODES) for node in nodes) and all(call in _JOINS for call in calls)
+        words = []
+        for node in _in_order(module):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words.append(node.value)
+            elif isinstance(node, str):
+                for item in (self.ids.meanings(Item("@" + node, 0), "") or [])[:1]:
+                    if isinstance(item.value, str):
+                        word, sure = self.rendered(item.value, node, depth + 1)
+                        words.append(word)
+                        certain = certain and sure
+        return ("/" if "join" in " ".join(calls) else "").join(words), certain
+
+    def _plain(self, name: str, key: str, value: Item, place: Place) -> Iterator[Finding]:
+        """A value: text in it must not be the dotted name of something dangerous, nor an address."""
+        for item in everything(value):
+            text = item.value
+            if not isinstance(text, str) or isinstance(text, Number):
+                continue
+            why = dangerous(text.split(".")) if _DOTTED.fullmatch(text) else ""
+            if why:
+                yield danger("argument-names-code", place, f"'{key}' of {name} is '{text}', which {why}")
+            elif "://" in text and not text.startswith("$"):
+                yield code("network", place, f"'{key}' of {name} is an address: {_shown(item)}", "network")
+
+
+def overlay(arguments: Arguments, key: str, value: Item, place: Place) -> Iterator[Finding]:
+    """An argument that a config puts into a component of another one (``a::reader``, ``+a: {reader: ...}``)."""
+    kind = EVERYWHERE.get(key)
+    if kind:
+        yield from arguments.one("a component", key, kind, value, place)
+
+
+def _in_order(node: ast.AST) -> Iterator[ast.Constant | str]:
+    """Text constants and the ids of references, as they stand from left to right."""
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == REFS:
+        if isinstance(node.slice, ast.Constant):
+            yield str(node.slice.value)
+        return
+    if isinstance(node, ast.Constant):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _in_order(child)
+
+
+def _shown(item: Item) -> str:
+    text = repr(item.value) if not isinstance(item.value, str) else f"'{item.value}'"
+    return text if len(text) <= 80 else text[:77] + "..."
