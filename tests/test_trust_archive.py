@@ -26,12 +26,12 @@ from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.inference.quality import read_calibrations
 from medunet.inference.weights import weights_digest
-from medunet.trust.zipform import measure, read_archive, write_archive
 from medunet.trust.bundle_files import archive_contents
 from medunet.trust.manifest import compare_manifest, read_manifest
 from medunet.trust.names import name_problem, purpose
 from medunet.trust.strictjson import canonical
 from medunet.trust.verifying import STATIC, Verification, verify_static
+from medunet.trust.zipform import measure, read_archive, write_archive
 
 ROOT = Path(medunet.__file__).parents[1]
 

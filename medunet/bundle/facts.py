@@ -14,11 +14,10 @@ import yaml
 
 from medunet.errors import InputError
 from medunet.evaluation.scores import read_scores
-from medunet.trust.names import MODEL, PROVENANCE, QUALITY, SCORES
+from medunet.trust.names import DATA, MODEL, PROVENANCE, QUALITY, SCORES
 from medunet.trust.slices import Slice
 from medunet.trust.strictjson import canonical
 
-_KEPT = ("mean", "ci95", "n", "left_out")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -38,25 +37,17 @@ def weights_fold(bundle: Path) -> int | None:
     return folds[0] if len(folds) == 1 else None
 
 
-def scores(bundle: Path, fold: int | None) -> bytes | None:
-    """``docs/scores.json``: per class and metric the mean, its interval and the number of cases, and no case.
+def summaries(bundle: Path) -> dict[str, bytes]:
+    """``docs/scores.json`` and ``docs/data.json``: means, intervals, ranges and counts, and nothing of a single case.
 
     Where the bundle has no ``eval/``, what an earlier packing left stays.
     """
-    path = bundle / "eval" / f"fold_{fold}" / "scores.json"
-    if fold is None or not path.is_file():
-        earlier = bundle / SCORES
-        return earlier.read_bytes() if earlier.is_file() and not (bundle / "eval").is_dir() else None
-    content = read_scores(path)
-    return canonical(
-        {
-            "fold": fold,
-            "weights": str(content.get("weights", "")),
-            "cases": len(content["cases"]),
-            "summary": _statistics(content["summary"]),
-            "classes": {name: _statistics(values) for name, values in content["classes"].items()},
-        }
-    )
+    from medunet.trust.summary import summarise_data, summarise_scores
+
+    private = bundle / "eval"
+    if private.is_dir():
+        return {SCORES: canonical(summarise_scores(private)), DATA: canonical(summarise_data(private))}
+    return {name: (bundle / name).read_bytes() for name in (SCORES, DATA) if (bundle / name).is_file()}
 
 
 def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> bytes:
@@ -94,11 +85,6 @@ def sbom(name: str, version: str) -> bytes:
             "components": components,
         }
     )
-
-
-def _statistics(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each metric what may be shared."""
-    return {metric: {key: found[key] for key in _KEPT if key in found} for metric, found in values.items()}
 
 
 def _seed(bundle: Path) -> Any:

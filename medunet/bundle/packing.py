@@ -18,18 +18,31 @@ from medunet.bundle import facts
 from medunet.data.atomic import disk_errors
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.trust import signing
-from medunet.trust.zipform import measure, write_archive
 from medunet.trust.atomic import atomic_file
 from medunet.trust.findings import Finding
 from medunet.trust.manifest import manifest
-from medunet.trust.names import CARD, MANIFEST, METADATA, MODEL, PROVENANCE, QUALITY, SBOM, SCORES, TENSORS, purpose
+from medunet.trust.names import (
+    CARD,
+    DATA,
+    MANIFEST,
+    METADATA,
+    MODEL,
+    PROVENANCE,
+    QUALITY,
+    SBOM,
+    SCORES,
+    TENSORS,
+    purpose,
+)
 from medunet.trust.slices import Slice
 from medunet.trust.strictjson import canonical
 from medunet.trust.weights_file import read_torch, write_safetensors
+from medunet.trust.zipform import measure, write_archive
 
-_MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, MODEL, TENSORS, QUALITY}
+_MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY}
 _PRIVATE = "eval"
 _DATASET = re.compile(r'(?m)^dataset_dir: *("(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[^\s#]\S*)')
+_PLAN_PAGE = "## The plan, with its reasons"  # stands in the page that the plan template makes
 _EACH = 3  # files left out of one folder that are named one by one
 
 Say = Callable[[str], None]
@@ -69,6 +82,7 @@ def pack(bundle: Path, output: Path, *, fix: bool = False, key: Path | None = No
     with _staging(output) as folder:
         staging, archive = folder / "bundle", folder / "archive.zip"
         content = _stage(bundle, staging, say)
+        _write_card(bundle, staging, fix, say)
         _release(bundle, staging, fix, say)
         _require_safe(staging)
         _prove(staging)
@@ -88,17 +102,13 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
     before = _write_weights(bundle, staging)
     fold = facts.weights_fold(bundle)
     _write_quality(bundle, staging, before, say)
-    shared = facts.scores(bundle, fold)
-    if shared is None:
-        say(f"no {SCORES}: it is not known which fold {MODEL} was trained without; train one fold to have scores")
     files = {
-        SCORES: shared,
+        **facts.summaries(bundle),
         PROVENANCE: facts.provenance(bundle, content, fold),
         SBOM: facts.sbom(content["name"], content["version"]),
     }
     for name, data in files.items():
-        if data is not None:
-            _put(staging / name, data)
+        _put(staging / name, data)
     return content
 
 
@@ -234,6 +244,21 @@ def _release(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
     if bad:
         more = "" if fix else " (--fix mends what can be mended, in the archive alone)"
         raise UnsafeError(f"{bundle}: holds what must not leave the house{more}: {_sentences(bad)}")
+
+
+def _write_card(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
+    """Keep a card whose numbers are right; put one in the place of the page that ``plan`` wrote."""
+    from medunet.trust.card import check_card, facts_of, write_card
+
+    known = facts_of(staging, None)
+    text = (staging / CARD).read_text(encoding="utf-8")
+    wrong = [finding for finding in check_card(text, known) if finding.level == "danger"]
+    if not wrong:
+        return
+    if not fix and _PLAN_PAGE not in text:
+        raise BundleError(f"{bundle / CARD}: {wrong[0].what} (or pack with --fix, which writes it in the archive)")
+    _put(staging / CARD, write_card(known).encode("utf-8"))
+    say(f"{CARD}: the model card is written in the archive, with the numbers of {SCORES}")
 
 
 def _index(bundle: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata as installed
 from pathlib import Path
@@ -13,11 +14,12 @@ import yaml
 
 from medunet.errors import UnsafeError
 from medunet.trust.bundle_files import Contents
-from medunet.trust.findings import Finding
-from medunet.trust.names import CARD, METADATA, MODEL, QUALITY, SCORES, TENSORS
+from medunet.trust.findings import Finding, Level
+from medunet.trust.names import CARD, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
 from medunet.trust.strictjson import parse
 from medunet.trust.weights_file import differences, read_safetensors, read_torch
 
+_LEVELS: tuple[Level, ...] = ("note", "code", "danger")
 _CALIBRATION = {"bias": float, "soft_dice": float, "probability": float, "cases": int, "always_present": bool}
 
 
@@ -33,14 +35,13 @@ class NotRun(Exception):  # noqa: N818
     """Why a check was not made."""
 
 
-def require_none(worst: str, findings: Sequence[Finding]) -> None:
-    """Fail at findings of the level `worst` (``code``: and worse).
+def require_none(least: Level, findings: Sequence[Finding]) -> None:
+    """Fail at findings of the level `least` or worse.
 
     Raises:
         Failed: with the first of them and the number of the others.
     """
-    levels = ("danger",) if worst == "danger" else ("danger", "code")
-    bad = [finding for finding in findings if finding.level in levels]
+    bad = [finding for finding in findings if _LEVELS.index(finding.level) >= _LEVELS.index(least)]
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise Failed(f"{bad[0].place}: {bad[0].what}{more}", findings)
@@ -70,7 +71,7 @@ def metadata(contents: Contents, manifest: Mapping[str, Any]) -> str:
         for name in sorted(contents.members)
         if name.startswith("configs/") and name.endswith((".yaml", ".yml"))
     }
-    require_none("danger", (*check_metadata(content), *check_workflow_ids(configs)))
+    require_none("note", (*check_metadata(content), *check_workflow_ids({**configs, "metadata.json": content})))
     return f"{content['name']} {content['version']}"
 
 
@@ -117,16 +118,25 @@ def quality(contents: Contents) -> str:
 
 
 def card(contents: Contents) -> str:
-    """The numbers of ``docs/README.md`` against ``docs/scores.json``."""
-    from medunet.trust.card import check_card
+    """The numbers of ``docs/README.md`` against those of the files that it is made of."""
+    from medunet.trust.card import check_card, facts_of
 
-    if SCORES not in contents.members:
-        raise NotRun(f"the bundle has no {SCORES}")
-    facts = parse(SCORES, contents.read(SCORES))
-    if not isinstance(facts, dict):
-        raise Failed(f"{SCORES}: is not a list of scores; refuse the bundle")
-    require_none("danger", check_card(contents.read(CARD).decode("utf-8"), facts))
-    return f"its numbers are those of {SCORES}"
+    with tempfile.TemporaryDirectory(prefix="medunet-") as folder:
+        for name in FACTS:
+            if name in contents.members:
+                path = Path(folder) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(contents.read(name))
+        facts = facts_of(Path(folder), None)
+    require_none("danger", check_card(_text(CARD, contents.read(CARD)), facts))
+    return f"its numbers are those of {SCORES} and {METADATA}"
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except ValueError as error:
+        raise UnsafeError(f"{name}: is not UTF-8 text; refuse it") from error
 
 
 def _metadata(contents: Contents) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def _metadata(contents: Contents) -> dict[str, Any]:
 
 def _yaml(name: str, data: bytes) -> Any:
     try:
-        return yaml.safe_load(data.decode("utf-8"))
+        return yaml.safe_load(_text(name, data))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UnsafeError(f"{name}: is not plain YAML ({type(error).__name__}); refuse it") from error
 

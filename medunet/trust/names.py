@@ -11,9 +11,13 @@ SCORES = "docs/scores.json"
 MODEL = "models/model.pt"
 TENSORS = "models/model.safetensors"
 QUALITY = "models/quality.json"
+DATA = "docs/data.json"
 SBOM = "sbom.json"
 PROVENANCE = "provenance.json"
 EXPECTED = "reference/expected.safetensors"
+
+FACTS = (METADATA, SCORES, DATA, QUALITY, "docs/data_license.txt")
+"""What the numbers of the card come from."""
 
 REQUIRED = ("LICENSE", METADATA, "configs/inference.yaml", CARD, MODEL, TENSORS, MANIFEST, SBOM, PROVENANCE, EXPECTED)
 """What every packed bundle holds, beside at least one reference image."""
