@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -134,7 +135,8 @@ def test_what_the_archive_says_of_itself(packed_bundle: Path, trained_bundle: Pa
     files = files_of(packed_bundle)
     ours, private = json.loads(files["docs/scores.json"]), trained_bundle / "eval" / "fold_0" / "scores.json"
     theirs = json.loads(private.read_text())
-    assert ours["fold"] == 0
+    (ours,) = ours["folds"]
+    assert ours["fold"] == json.loads(files["provenance.json"])["fold"] == 0
     assert ours["cases"] == len(theirs["cases"])
     assert ours["classes"]["liver"]["dice"]["mean"] == theirs["classes"]["liver"]["dice"]["mean"]
     assert ours["classes"]["liver"]["dice"]["ci95"] == theirs["classes"]["liver"]["dice"]["ci95"]
@@ -184,6 +186,101 @@ def test_weights_of_another_network_are_not_packed(trained_bundle: Path, tmp_pat
     with pytest.raises(UnsafeError, match="the weights are not of this network"):
         verbs.pack(bundle, tmp_path / "b.zip")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def changed_bundle(trained_bundle: Path, tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """A copy with one text replaced."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trained_bundle, bundle)
+    text = (bundle / name).read_text()
+    assert old in text
+    (bundle / name).write_text(text.replace(old, new))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("configs/inference.yaml", "handlers: ['@weights']", "handlers: [$__import__('os')]", "does not find it safe"),
+        ("configs/inference.yaml", "torch.nn.Module.to", "os.system", "does not find it safe: .*os.system"),
+        ("docs/data_license.txt", "Licence stated", "Ask /home/jane/data. Licence stated", "must not leave the house"),
+    ],
+)
+def test_what_is_unsafe_or_private_is_not_packed(
+    trained_bundle: Path, tmp_path: Path, name: str, old: str, new: str, words: str
+) -> None:
+    bundle = changed_bundle(trained_bundle, tmp_path, name, old, new)
+    for fix in (False, True):
+        with pytest.raises(UnsafeError, match=words):
+            verbs.pack(bundle, tmp_path / "b.zip", fix=fix)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_what_can_be_mended_is_mended_in_the_archive_alone(trained_bundle: Path, tmp_path: Path) -> None:
+    line = "fold: 0                         # of 5, by patient"
+    bundle = changed_bundle(trained_bundle, tmp_path, "configs/train.yaml", line, "fold: 0  # see /home/jane/notes")
+    with pytest.raises(UnsafeError, match=r"configs/train\.yaml.*--fix|--fix.*configs/train\.yaml"):
+        verbs.pack(bundle, tmp_path / "b.zip")
+    said: list[str] = []
+    verbs.pack(bundle, tmp_path / "b.zip", fix=True, say=said.append)
+    assert "mended in the archive: configs/train.yaml" in "\n".join(said)
+    assert b"jane" not in files_of(tmp_path / "b.zip")["configs/train.yaml"]
+    assert "jane" in (bundle / "configs" / "train.yaml").read_text()
+
+
+def test_the_card_says_what_the_scores_say(packed_bundle: Path, trained_bundle: Path, tmp_path: Path) -> None:
+    card = files_of(packed_bundle)["docs/README.md"].decode()
+    assert "model card" in card
+    cells = re.search(r"\| Dice \| ([\d.]+)", card)
+    assert cells
+    wrong = card.replace(cells[0], "| Dice | 0.999", 1)
+    assert (
+        "docs/README.md"
+        in verify_static(forged(packed_bundle, tmp_path / "b.zip", {"docs/README.md": wrong.encode()})).failure
+    )
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trained_bundle, bundle)
+    (bundle / "docs" / "README.md").write_text(
+        card.replace("## Out of scope", "Ask the ward first.\n\n## Out of scope")
+    )
+    verbs.pack(bundle, tmp_path / "c.zip")
+    assert b"Ask the ward first." in files_of(tmp_path / "c.zip")["docs/README.md"]
+    (bundle / "docs" / "README.md").write_text(wrong)
+    with pytest.raises(BundleError, match=r"docs/README\.md: .*0\.999.*pack with --fix"):
+        verbs.pack(bundle, tmp_path / "d.zip")
+    verbs.pack(bundle, tmp_path / "d.zip", fix=True)
+    assert files_of(tmp_path / "d.zip")["docs/README.md"].decode() == card
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("configs/metadata.json", '"monai_version"', '"monai"', "metadata: configs/metadata.json .*monai_version"),
+        ("configs/train.yaml", "\ninitialize:", "\nstart:", "metadata: .*initialize"),
+        ("configs/metadata.json", '"version": "0.1.0"', '"version": "0.2.0"', "version is '0.2.0', the manifest says"),
+    ],
+)  # fmt: skip
+def test_metadata_that_monai_would_refuse_is_refused(
+    packed_bundle: Path, tmp_path: Path, name: str, old: str, new: str, words: str
+) -> None:
+    text = files_of(packed_bundle)[name].decode()
+    assert old in text
+    result = verify_static(forged(packed_bundle, tmp_path / "b.zip", {name: text.replace(old, new).encode()}))
+    assert re.search(words, result.failure), result.failure
+
+
+def test_versions_are_told_and_never_a_failure(packed_bundle: Path, tmp_path: Path) -> None:
+    text = files_of(packed_bundle)["configs/metadata.json"].decode()
+    newer = re.sub(r'"monai_version": "[^"]*"', '"monai_version": "99.0.0"', text)
+    result = verify_static(forged(packed_bundle, tmp_path / "b.zip", {"configs/metadata.json": newer.encode()}))
+    told = {check.name: check for check in result.checks}["versions"]
+    assert told.state == "passed"
+    assert re.search(r"monai here is [\d.]+, older than the bundle's 99\.0\.0", told.what)
+
+
+def test_the_archive_is_not_written_into_the_bundle(trained_bundle: Path) -> None:
+    with pytest.raises(InputError, match="lies in the bundle; write the archive elsewhere"):
+        verbs.pack(trained_bundle, trained_bundle / "b.zip")
 
 
 def test_a_thousand_flipped_bits_are_all_found(packed_bundle: Path) -> None:
@@ -557,6 +654,17 @@ def test_names() -> None:
         assert not name_problem(name), name
     with pytest.raises(UnsafeError, match="the name has a part"):
         measure("../x", b"")
+
+
+def test_the_trust_room_stands_alone() -> None:
+    """Standard library, PyYAML, cryptography, and of medunet errors and itself: nothing else, anywhere in a file."""
+    for path in sorted((ROOT / "medunet" / "trust").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                allowed = name.split(".")[0] in {*sys.stdlib_module_names, "yaml", "cryptography"}
+                assert allowed or name.startswith(("medunet.trust", "medunet.errors")), f"{path.name}: {name}"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from medunet.data.atomic import json_text
 from medunet.errors import InputError
 from medunet.evaluation.scores import read_scores
 from medunet.trust.names import DATA, MODEL, PROVENANCE, QUALITY, SCORES
@@ -46,7 +47,8 @@ def summaries(bundle: Path) -> dict[str, bytes]:
 
     private = bundle / "eval"
     if private.is_dir():
-        return {SCORES: canonical(summarise_scores(private)), DATA: canonical(summarise_data(private))}
+        made = {SCORES: summarise_scores(private), DATA: summarise_data(private)}
+        return {name: json_text(content).encode("utf-8") for name, content in made.items()}
     return {name: (bundle / name).read_bytes() for name in (SCORES, DATA) if (bundle / name).is_file()}
 
 

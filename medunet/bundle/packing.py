@@ -79,6 +79,8 @@ def pack(bundle: Path, output: Path, *, fix: bool = False, key: Path | None = No
         signing.sign(signing.Statement("", 0, "", ""), key)  # before any work: a key that is missing or wrong says so
     if output.is_dir():
         raise InputError(f"{output}: is a folder; give the name of the archive, such as {output / 'model.zip'}")
+    if output.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"{output}: lies in the bundle; write the archive elsewhere")
     with _staging(output) as folder:
         staging, archive = folder / "bundle", folder / "archive.zip"
         content = _stage(bundle, staging, say)
