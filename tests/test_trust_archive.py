@@ -256,7 +256,7 @@ def test_the_card_says_what_the_scores_say(packed_bundle: Path, trained_bundle: 
     ("name", "old", "new", "words"),
     [
         ("configs/metadata.json", '"monai_version"', '"monai"', "metadata: configs/metadata.json .*monai_version"),
-        ("configs/train.yaml", "\ninitialize:", "\nstart:", "metadata: .*initialize"),
+        ("configs/train.yaml", "    max_epochs:", "    epochs:", "metadata: .*max_epochs"),
         ("configs/metadata.json", '"version": "0.1.0"', '"version": "0.2.0"', "version is '0.2.0', the manifest says"),
     ],
 )  # fmt: skip
