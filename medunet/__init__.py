@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medunet.verbs import dicom, evaluate, fingerprint, index, plan, predict, report, train
+    from medunet.verbs import dicom, evaluate, fingerprint, index, inspect, plan, predict, report, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "dicom", "evaluate", "fingerprint", "index", "plan", "predict", "report", "train"]
+__all__ = ["__version__", "dicom", "evaluate", "fingerprint", "index", "inspect", "plan", "predict", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:
