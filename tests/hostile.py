@@ -121,7 +121,7 @@ yaml_config("folded-expression", "expression", "run", f"run: >-\n  $__import__('
 yaml_config("escaped-dollar", "expression", "run", f"run: \"\\x24__import__('os').system('{TOUCH}')\"")
 
 # --- components
-for number, (target, arguments) in enumerate([
+for target, arguments in [
     ("os.system", f"command: {TOUCH}"),
     ("posix.system", f"command: {TOUCH}"),
     ("subprocess.Popen", f"args: [touch, {CANARY}]"),
@@ -168,11 +168,12 @@ for number, (target, arguments) in enumerate([
     ("fire.Fire", "component: 1"),
     ("yaml.unsafe_load", "stream: x"),
     ("torch.оs.system", f"command: {TOUCH}"),
-]):  # fmt: skip
+]:  # fmt: skip
     yaml_config(f"target-{target}", "target", "a::_target_", f"a:\n  _target_: {target}\n  {arguments}\n")
 yaml_config("target-in-a-list", "target", "a::0::_target_", f"a:\n- _target_: os.system\n  command: {TOUCH}\n")
 yaml_config("target-callable-mode", "target", "f::_target_",
-            "f: {_target_: os.system, _mode_: callable}\na:\n  _target_: monai.transforms.Lambda\n  func: '@f'\n")  # fmt: skip
+            "f: {_target_: os.system, _mode_: callable}\na:\n"
+            "  _target_: monai.transforms.Lambda\n  func: '@f'\n")  # fmt: skip
 yaml_config(
     "target-by-reference", "target-computed", "a::_target_", f"n: os.system\na:\n  _target_: '@n'\n  command: {TOUCH}\n"
 )
@@ -198,13 +199,15 @@ texts("target-escaped-in-json", "target", "configs/train.json", "a::_target_",
 
 # --- arguments
 yaml_config("argument-reader", "argument-names-code", "a::reader",
-            f"a:\n  _target_: monai.transforms.LoadImaged\n  keys: image\n  reader: subprocess.Popen\n  args: [touch, {CANARY}]\n")  # fmt: skip
+            f"a:\n  _target_: monai.transforms.LoadImaged\n"
+            f"  keys: image\n  reader: subprocess.Popen\n  args: [touch, {CANARY}]\n")  # fmt: skip
 yaml_config("argument-reader-short-name", "argument-names-code", "a::reader",
             "a:\n  _target_: LoadImaged\n  keys: image\n  reader: [ITKReader, os.system]\n")  # fmt: skip
 yaml_config("argument-reader-by-reference", "argument-names-code", "a::reader",
             f"n: subprocess.Popen\na:\n  _target_: LoadImage\n  reader: '@n'\n  args: [touch, {CANARY}]\n")  # fmt: skip
 yaml_config("argument-reader-by-macro", "argument-names-code", "a::reader",
-            f"n: [subprocess.Popen]\na:\n  _target_: LoadImage\n  reader: '%n::0'\n  args: [touch, {CANARY}]\n")  # fmt: skip
+            f"n: [subprocess.Popen]\na:\n  _target_: LoadImage\n"
+            f"  reader: '%n::0'\n  args: [touch, {CANARY}]\n")  # fmt: skip
 yaml_config("argument-reader-computed", "argument-names-code", "a::reader",
             "a:\n  _target_: LoadImage\n  reader: $'subprocess' + '.Popen'\n")  # fmt: skip
 yaml_config("argument-reader-by-overlay", "argument-names-code", "a::reader", "'a::reader': subprocess.Popen\n",
@@ -222,7 +225,8 @@ yaml_config("argument-breakpoint", "debug", "a::_debug_", "a:\n  _target_: torch
 yaml_config("argument-unpickles", "argument-pickle", "a::allow_pickle",
             "a:\n  _target_: monai.data.NumpyReader\n  allow_pickle: true\n")  # fmt: skip
 yaml_config("argument-hidden-file", "path", "a::filename",
-            "a:\n  _target_: LogfileHandler\n  output_dir: .\n  filename: .bashrc\n  formatter: touch CANARY\n")  # fmt: skip
+            "a:\n  _target_: LogfileHandler\n"
+            "  output_dir: .\n  filename: .bashrc\n  formatter: touch CANARY\n")  # fmt: skip
 yaml_config("argument-python-file", "path", "a::filename",
             "a:\n  _target_: LogfileHandler\n  output_dir: .\n  filename: torch.py\n")  # fmt: skip
 yaml_config("argument-python-file-computed", "path", "a::filename",
@@ -272,7 +276,10 @@ yaml_config("invisible-key", "characters", "a", 'a: {"_target\\u200b_": os.syste
 yaml_config("right-to-left", "characters", "a", 'a: "$1 \\u202e + 2"\n')
 
 # --- logging.conf
-_HANDLER = "[loggers]\nkeys=root\n[handlers]\nkeys=h\n[formatters]\nkeys=f\n[logger_root]\nhandlers=h\n[formatter_f]\n{}\n[handler_h]\nclass={}\nargs={}\n"
+_HANDLER = (
+    "[loggers]\nkeys=root\n[handlers]\nkeys=h\n[formatters]\nkeys=f\n[logger_root]\nhandlers=h\n"
+    "[formatter_f]\n{}\n[handler_h]\nclass={}\nargs={}\n"
+)
 for _name, _formatter, _class, _args, _key in [
     ("class", "format=x", EVIL, "()", "handler_h::class"),
     ("class-imported", "format=x", "evil.Handler", "()", "handler_h::class"),
@@ -324,7 +331,8 @@ _TORCH_CALL = b"\x80\x02ctorch.hub\nload\n)R."
 _PERSID = b"\x80\x02Pevil\n."
 for _name, _data in {
     "protocol-2": b"\x80\x02" + _PROTOCOL0, "stack-global": _STACK, "stack-global-memo": _STACK_MEMO,
-    "computed-name": _COMPUTED, "instance": b"\x80\x02" + _INST, "extension": _EXT, "two": _TWO, "nested": _NESTED, "builtins": _BUILTINS,
+    "computed-name": _COMPUTED, "instance": b"\x80\x02" + _INST, "extension": _EXT, "two": _TWO,
+    "nested": _NESTED, "builtins": _BUILTINS,
     "python2": _PY2, "torch-function": _TORCH_CALL, "persistent-id": _PERSID, "truncated": b"\x80\x02}q\x00(X\xff",
     "huge-text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x", "unknown-opcode": b"\x80\x02\xff.",
     "garbage-after": b"\x80\x02}.\xff\xff\xff", "next-buffer": b"\x80\x05\x97.",

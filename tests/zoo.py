@@ -24,7 +24,7 @@ TRAIN = {
     "train::key": ("$monai.handlers.from_engine('loss', first=True)", "note"),
     "shape": ("$[@size, @size, @size // 2]", "note"),
     "roi": ("$tuple(s * 2 for s in @shape)", "note"),
-    "name": ("$f'run_{@size}'", "note"),
+    "name": ('$f"run_{@size}"', "note"),
     "last": ("$os.path.join(@ckpt_dir, 'last.pt')", "note"),
     "exists": ("$os.path.exists(@last)", "note"),
     "split": ("$int(len(@images) * 0.8)", "note"),
