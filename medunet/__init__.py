@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         evaluate,
         fingerprint,
         index,
+        inspect,
         keygen,
         pack,
         plan,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "dicom", "evaluate", "fingerprint", "index", "keygen", "pack", "plan", "predict", "report", "train",
-    "unpack", "verify",
+    "__version__", "dicom", "evaluate", "fingerprint", "index", "inspect", "keygen", "pack", "plan", "predict",
+    "report", "train", "unpack", "verify",
 ]  # fmt: skip
 
 

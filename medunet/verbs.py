@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medunet.errors import BundleError, InputError
-from medunet.types import StrPath
 
 if TYPE_CHECKING:
     from medunet.bundle.packing import Packed
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from medunet.data.index import Index
     from medunet.inference.status import CaseResult
     from medunet.planning import Budget, Fingerprint, Plan
+    from medunet.trust.findings import Audit
     from medunet.trust.verifying import Verification
+    from medunet.types import StrPath
 
 Progress = Callable[[int, int], None]
 
@@ -174,6 +175,17 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
         base=found.parent,
     )
     return target
+
+
+def inspect(source: StrPath) -> Audit:
+    """What a bundle folder or zip file would do when it is loaded, found without running anything of it.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    from medunet.trust.audit import audit
+
+    return audit(Path(source))
 
 
 def pack(

@@ -185,6 +185,24 @@ def dicom(
 
 
 @app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|ZIP", help="bundle folder or zip file, from anywhere")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all findings here")] = None,
+) -> None:
+    """Examine a MONAI bundle without running anything of it; exit code 0 safe, 1 loads code, 3 refused."""
+    from medunet import verbs
+    from medunet.data.atomic import write_json
+    from medunet.trust.verdict_text import verdict_text
+
+    found = verbs.inspect(source)
+    state.say(verdict_text(found))
+    if json_file:
+        write_json(json_file, found.as_json())
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="work here")] = Path("demo-output"),
 ) -> None:
@@ -200,7 +218,7 @@ sharing.register(app, state)
 def main() -> None:
     """Entry point; a user sees one sentence and an exit code, a trace-back only with ``--debug``."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except MedunetError as error:
         sys.exit(_fail(error, error.exit_code))
     except KeyboardInterrupt:

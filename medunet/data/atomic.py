@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medunet.errors import ResourceError
-from medunet.types import StrPath
+
+if TYPE_CHECKING:
+    from medunet.types import StrPath
 
 _PART = ".part-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -89,9 +89,8 @@ class ConfigAudit:
         """Everything about all configs."""
         for config in self.configs:
             for root in config.roots:
-                if not root.is_mapping:
-                    if root.value is not None and "/configs/" in f"/{config.path}":
-                        yield code("config", Place(config.file, "", root.line), "is a config that is not a mapping")
+                if not root.is_mapping and root.value is not None and "/configs/" in f"/{config.path}":
+                    yield code("config", Place(config.file, "", root.line), "is a config that is not a mapping")
                 yield from self._walk(config, root, "", "")
                 yield from self._overlays(config, root)
 

@@ -17,13 +17,15 @@ from medunet.trust.words import words
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 _TEXT_LIMIT = 8 * 1024 * 1024
 _PYTHON = (".py", ".pyw", ".pyi", ".pyx", ".ipynb")
-_COMPILED = (".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".exe", ".com", ".scr", ".msi", ".jar", ".class", ".wasm",
-             ".node", ".egg", ".whl", ".o", ".a", ".ko", ".deb", ".rpm", ".apk")  # fmt: skip
-_SCRIPTS = (".sh", ".bash", ".zsh", ".fish", ".bat", ".cmd", ".ps1", ".vbs", ".js", ".mjs", ".ts.js", ".r", ".jl", ".pl",
-            ".rb", ".lua", ".m", ".cu", ".cpp", ".c", ".desktop", ".service", ".mk", ".cmake", ".toml", ".cfg")  # fmt: skip
+_COMPILED = (".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".exe", ".com", ".scr", ".msi", ".jar", ".class",
+             ".wasm", ".node", ".egg", ".whl", ".o", ".a", ".ko", ".deb", ".rpm", ".apk")  # fmt: skip
+_SCRIPTS = (".sh", ".bash", ".zsh", ".fish", ".bat", ".cmd", ".ps1", ".vbs", ".js", ".mjs", ".ts.js", ".r", ".jl",
+            ".pl", ".rb", ".lua", ".m", ".cu", ".cpp", ".c", ".desktop", ".service", ".mk", ".cmake",
+            ".toml", ".cfg")  # fmt: skip
 _SCRIPT_NAMES = ("dockerfile", "makefile", "jenkinsfile", "vagrantfile", "snakefile", "justfile", "docker-compose.yml")
 _STARTUP = ("sitecustomize.py", "usercustomize.py", "conftest.py", ".pdbrc", ".bashrc", ".profile", ".bash_profile",
-            ".zshrc", ".condarc", "pip.conf", ".netrc", ".gitconfig", ".gitmodules", ".envrc", ".pythonrc.py")  # fmt: skip
+            ".zshrc", ".condarc", "pip.conf", ".netrc", ".gitconfig", ".gitmodules",
+            ".envrc", ".pythonrc.py")  # fmt: skip
 _WEIGHTS = (".pt", ".pth", ".ts", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".safetensors")
 _ENGINES = (".engine", ".plan", ".trt", ".pt2", ".mar", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel")
 _OTHER_WEIGHTS = (".onnx", ".xml", ".data", ".safetensors", ".bin")
