@@ -42,7 +42,7 @@ from medunet.trust.zipform import measure, write_archive
 _MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY}
 _PRIVATE = "eval"
 _DATASET = re.compile(r'(?m)^dataset_dir: *("(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[^\s#]\S*)')
-_PLAN_PAGE = "## The plan, with its reasons"  # stands in the page that the plan template makes
+_PLAN_PAGE = "## The plan, with its reasons"
 _EACH = 3  # files left out of one folder that are named one by one
 
 Say = Callable[[str], None]
@@ -257,10 +257,15 @@ def _write_card(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
     wrong = [finding for finding in check_card(text, known) if finding.level == "danger"]
     if not wrong:
         return
-    if not fix and _PLAN_PAGE not in text:
+    if not fix and not _is_plan_page(text):
         raise BundleError(f"{bundle / CARD}: {wrong[0].what} (or pack with --fix, which writes it in the archive)")
     _put(staging / CARD, write_card(known).encode("utf-8"))
     say(f"{CARD}: the model card is written in the archive, with the numbers of {SCORES}")
+
+
+def _is_plan_page(text: str) -> bool:
+    """Whether it is the page that the plan template makes, which a card replaces."""
+    return _PLAN_PAGE in text and "model card" not in text.split("\n", 1)[0]
 
 
 def _index(bundle: Path) -> Any:
