@@ -65,6 +65,7 @@ class _Loader(yaml.SafeLoader):
     count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Count, then compose."""
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH or self.count > MAX_NODES:
@@ -122,9 +123,11 @@ class _JsonItems:
         self.breaks = [index for index, letter in enumerate(text) if letter == "\n"]
 
     def line(self, offset: int) -> int:
+        """The line of an offset, from 1."""
         return bisect_right(self.breaks, offset - 1) + 1
 
     def root(self) -> Item:
+        """The whole document."""
         try:
             return self.item(parse_json(self.text, MAX_DEPTH, MAX_NODES * 5), "")
         except JsonError as error:
@@ -132,6 +135,7 @@ class _JsonItems:
             raise
 
     def item(self, node: tuple[int, Any], key: str) -> Item:
+        """A node and what is below it."""
         offset, value = node
         line = self.line(offset)
         if isinstance(value, list):
@@ -155,6 +159,7 @@ class _YamlItems:
         self.count = 0
 
     def roots(self, text: str) -> list[Item]:
+        """Every document of the text."""
         loader = _Loader(text)
         nodes: list[Any] = []
         try:
@@ -168,12 +173,15 @@ class _YamlItems:
         return [self.item(node, "") for node in nodes]
 
     def say(self, rule: str, node: Any, key: str, what: str) -> None:
+        """Add a danger."""
         self.findings.append(danger(rule, self.place(node, key), what))
 
     def place(self, node: Any, key: str) -> Place:
+        """Where a node stands."""
         return Place(self.name, key, node.start_mark.line + 1)
 
     def item(self, node: Any, key: str) -> Item:
+        """A node and what is below it."""
         self.count += 1
         line = node.start_mark.line + 1
         if self.count > MAX_NODES:
@@ -199,6 +207,7 @@ class _YamlItems:
             self.open.discard(id(node))
 
     def scalar(self, node: Any, key: str) -> Any:
+        """The value of a scalar."""
         if node.tag not in _SCALAR_TAGS:
             self.say("tag", node, key, f"has the tag {_shown(node.tag)}, which makes an object of its own")
             return str(node.value)
@@ -210,6 +219,7 @@ class _YamlItems:
         return None if kind == "null" else Number(node.value)
 
     def mapping(self, node: Any, key: str) -> tuple[tuple[str, int, Item], ...]:
+        """Keys and values, with those that are merged."""
         pairs: list[tuple[str, int, Item]] = []
         merged: list[tuple[str, int, Item]] = []
         for key_node, value_node in node.value:
