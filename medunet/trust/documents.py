@@ -13,9 +13,11 @@ from medunet.trust.findings import Finding, Place, danger, note
 from medunet.trust.jsontext import JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
-MAX_NODES = 200_000
+MAX_NODES = 60_000
+MAX_JSON_VALUES = 1_000_000
+MAX_SAID = 20
 MAX_YAML_BYTES = 512 * 1024
-MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_JSON_BYTES = 4 * 1024 * 1024
 _SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _TRUE = ("yes", "true", "on")
 
@@ -129,7 +131,7 @@ class _JsonItems:
     def root(self) -> Item:
         """The whole document."""
         try:
-            return self.item(parse_json(self.text, MAX_DEPTH, MAX_NODES * 5), "")
+            return self.item(parse_json(self.text, MAX_DEPTH, MAX_JSON_VALUES), "")
         except JsonError as error:
             error.line = self.line(error.offset)
             raise
@@ -156,7 +158,7 @@ class _YamlItems:
         self.name, self.findings = name, findings
         self.seen: dict[int, str] = {}
         self.open: set[int] = set()
-        self.count = 0
+        self.count = self.aliases = 0
 
     def roots(self, text: str) -> list[Item]:
         """Every document of the text."""
@@ -191,7 +193,8 @@ class _YamlItems:
             return Item(None, line)
         if isinstance(node, yaml.ScalarNode):
             return Item(self.scalar(node, key), line)
-        if id(node) in self.seen:
+        if id(node) in self.seen and self.aliases < MAX_SAID:
+            self.aliases += 1
             what = f"repeats what stands at {self.seen[id(node)] or 'the top'} (a YAML alias)"
             self.findings.append(note("alias", self.place(node, key), what))
         self.seen.setdefault(id(node), key)

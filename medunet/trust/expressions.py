@@ -59,8 +59,8 @@ _METHODS = words(
 )
 _ATTRIBUTES = words(
     """shape dtype device ndim name stem parent suffix parts state network optimizer epoch iteration output metrics
-    batch max_epochs key_metric_name data dataset transform transforms sampler in_channels out_channels num_classes value lr
-    param_groups best_metric weight bias loss pred label image training meta affine T real imag"""
+    batch max_epochs key_metric_name data dataset transform transforms sampler in_channels out_channels num_classes
+    value lr param_groups best_metric weight bias loss pred label image training meta affine T real imag"""
 )
 _MAKES_FOLDERS = ("os.makedirs", "os.mkdir")
 _NODES = (
