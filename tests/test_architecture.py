@@ -142,7 +142,7 @@ def test_no_module_has_the_name_of_a_verb() -> None:
 
 
 def test_the_verbs_are_the_package() -> None:
-    for name in ("index", "fingerprint", "plan", "train", "predict", "evaluate", "report"):
+    for name in ("index", "fingerprint", "plan", "train", "predict", "evaluate", "report", "inspect"):
         assert getattr(medunet, name) is getattr(verbs, name)
     with pytest.raises(AttributeError, match="no attribute 'segment'"):
         _ = medunet.segment

@@ -92,7 +92,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, b
         verdicts[name] = audit(root).verdict
         jobs.append((str(root), [f"configs/{file}" for file in files if file != "metadata.json"]))
     assert not any((base / name).exists() for name in FIRES)
-    environment = {**os.environ, "PYTHONPATH": str(Path(medunet.__file__).parent.parent)}
+    root_of_package = str(Path(medunet.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root_of_package, "MONAI_EVAL_EXPR": "1"}
     subprocess.run([sys.executable, "-c", _RUN], input=json.dumps(jobs), text=True, env=environment, check=True,
                    capture_output=True)  # fmt: skip
     return {name: (verdict, (base / name).exists()) for name, verdict in verdicts.items()}
