@@ -240,6 +240,28 @@ yaml_config("disabled-by-an-expression", "expression", "a::_disabled_",
 yaml_config("macro-out-of-the-bundle", "macro", "a", "a: '%/tmp/elsewhere.json::k'\n")
 yaml_config("macro-upwards", "macro", "a", "a: '%../elsewhere.yaml'\n")
 
+# --- ways around that a review found
+yaml_config("module-through-a-reference", "module", "c::d",
+            f"imports: [$import os]\nc: {{d: '@imports::0'}}\nb: $@c['d'].replace('a', '{CANARY}')\n")  # fmt: skip
+yaml_config(
+    "module-through-a-macro", "module", "c", "imports: [$import os]\nc: '%imports::0'\nb: $@c.replace('a', 'b')\n"
+)
+yaml_config("path-that-moves-a-file", "expression", "b",
+            f"imports: [$import pathlib]\nb: $pathlib.Path('/etc/hostname').replace('{CANARY}')\n")  # fmt: skip
+yaml_config("frame-of-a-generator", "expression", "b",
+            f"b: $sorted(['open(\"{CANARY}\",\"w\")'], key=(x for x in [1]).gi_frame.f_builtins['exec'])\n")  # fmt: skip # noqa: E501
+yaml_config("reader-through-an-alias", "argument-names-code", "b",
+            "imports: [$from monai.transforms import LoadImage as Load]\nb: $Load(reader='subprocess.Popen')\n")  # fmt: skip # noqa: E501
+yaml_config("reader-by-position", "argument-names-code", "b", "b: $monai.transforms.LoadImage('subprocess.Popen')\n")
+yaml_config("reader-made-by-a-component", "argument-names-code", "a::reader",
+            "a: {_target_: LoadImage, reader: '@n'}\nn: {_target_: str, object: subprocess.Popen}\n")  # fmt: skip
+yaml_config("parser-imported-as-a-builtin", "expression", "imports::0",
+            f"imports: [$from monai.bundle import ConfigParser as str]\nb: $str({{'a':'$open(\"{CANARY}\",\"w\")'}})\n")  # fmt: skip # noqa: E501
+texts("relative-key-copied-by-a-macro", "key", "configs/train.json", "z",
+      json.dumps({"z": {"k'+" + EVIL.replace("'", '"') + "+'": "%s::x"}, "s": {"x": "$'%#'"}}))  # fmt: skip
+yaml_config("text-of-a-checkpoint-folder", "path", "a::save_handler",
+            "a: {_target_: ignite.handlers.Checkpoint, to_save: {}, save_handler: /etc/cron.d}\n")  # fmt: skip
+
 # --- YAML and JSON as such
 yaml_config("tag-python-object", "tag", "a", f"a: !!python/object/apply:os.system ['{TOUCH}']\n")
 yaml_config("tag-python-name", "tag", "a", "a: !!python/name:os.system\n")
@@ -336,6 +358,7 @@ for _name, _data in {
     "python2": _PY2, "torch-function": _TORCH_CALL, "persistent-id": _PERSID, "truncated": b"\x80\x02}q\x00(X\xff",
     "huge-text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x", "unknown-opcode": b"\x80\x02\xff.",
     "garbage-after": b"\x80\x02}.\xff\xff\xff", "next-buffer": b"\x80\x05\x97.",
+    "class-itself": b"\x80\x02ctorch\nTensor\nN}\x86b.",
 }.items():  # fmt: skip
     texts(f"pickle-{_name}", "pickle", "models/model.pt", "", _data)
 texts("pickle-protocol-0", "pickle", "models/model.pt", "", _PROTOCOL0)

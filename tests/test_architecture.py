@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_arithmetic_rooms_do_not_load_torch() -> None:
             assert not heavy, f"{path} imports {heavy}"
 
 
+def test_the_trust_room_stands_alone() -> None:
+    """Standard library, PyYAML, cryptography, the errors and itself: also inside functions."""
+    allowed = {"yaml", "cryptography", *sys.stdlib_module_names}
+    files = [path for path in MODULES if room(path) == "trust"]
+    assert len(files) > 10
+    for path in files:
+        for name in imported(ast.parse(path.read_text())):
+            ours = name.startswith(("medunet.trust.", "medunet.errors."))
+            assert ours or name.split(".")[0] in allowed, f"{path.name} imports {name}"
+
+
 def targets(value: object) -> list[str]:
     if isinstance(value, dict):
         own = [value["_target_"]] if "_target_" in value else []
@@ -130,7 +142,7 @@ def test_no_module_has_the_name_of_a_verb() -> None:
 
 
 def test_the_verbs_are_the_package() -> None:
-    for name in ("index", "fingerprint", "plan", "train", "predict", "evaluate", "report"):
+    for name in ("index", "fingerprint", "plan", "train", "predict", "evaluate", "report", "inspect"):
         assert getattr(medunet, name) is getattr(verbs, name)
     with pytest.raises(AttributeError, match="no attribute 'segment'"):
         _ = medunet.segment

@@ -38,6 +38,12 @@ class Arguments:
 
     def of_component(self, name: str, component: Component | None, item: Item, place: Place) -> Iterator[Finding]:
         """Every argument of a component's mapping; `component` is None where the name is not known."""
+        if component is not None:
+            given = {key for key, _, _ in item.pairs}
+            for key, marked in component.arguments.items():
+                if marked == "fetched" and key not in given:
+                    what = f"{name} fetches weights unless '{key}: false' is given"
+                    yield code("network", place, what, "network", "files")
         for key, line, value in item.pairs:
             if key in SPECIAL and key != "_mode_":
                 continue
@@ -62,7 +68,7 @@ class Arguments:
             yield from self._named(name, key, value, place)
         elif kind == "pickle":
             yield from self._pickle(key, value, place)
-        elif kind == "fetch":
+        elif kind in ("fetch", "fetched"):
             yield from self._fetch(name, key, value, place)
         elif kind in ("path", "read"):
             yield from self._path(name, key, value, place, kind == "path")
@@ -95,7 +101,8 @@ class Arguments:
         allowed = NAMES[key]
         for item in meanings:
             text = item.value
-            if item.is_mapping or text is None or text is False:
+            made = next((value.value for name, _, value in item.pairs if name == "_target_"), "")
+            if text is None or text is False or (item.is_mapping and str(made).endswith(tuple(allowed))):
                 continue
             if isinstance(text, str) and text.startswith("$"):
                 tree = judge(substituted(absolute(place.key, text[1:])), text, self.scope)
@@ -124,7 +131,10 @@ class Arguments:
             yield code("network", place, f"'{key}: {_shown(item)}' lets {name} fetch weights", "network", "files")
 
     def _path(self, name: str, key: str, value: Item, place: Place, written: bool) -> Iterator[Finding]:
-        for item in self.meanings(value, place) or []:
+        meanings = self.meanings(value, place)
+        if meanings is None and written:
+            yield code("path", place, f"'{key}' of {name} writes to a path that is not here", "files")
+        for item in meanings or []:
             if not isinstance(item.value, str) or isinstance(item.value, Number):
                 continue
             text, certain = self.rendered(item.value, place.key)

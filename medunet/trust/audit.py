@@ -44,6 +44,7 @@ class _Run:
         self.read = 0
 
     def audit(self) -> Audit:
+        """All findings and counts."""
         paths = [self.below_root(entry.name) for entry in self.files]
         modules = local_modules(paths)
         self.findings += shadowing(paths, modules)
@@ -98,7 +99,7 @@ def _large(entry: Entry) -> Finding:
     with entry.open() as stream:
         while piece := stream.read(1 << 20):
             text = tail + piece
-            if any(mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b": $", b": %", b"- $")):
+            if any(mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b"::", b"#", b'"+')):
                 return danger(
                     "limits", Place(entry.name), "is too large to be read and may hold components or expressions"
                 )

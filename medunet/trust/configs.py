@@ -142,15 +142,15 @@ class ConfigAudit:
         elif final.startswith("%"):
             self.counts.macros += 1
             yield from self._macro(final, place)
-        elif reference_of(final) is not None:
+        elif (reference := reference_of(final)) is not None:
             self.counts.references += 1
+            if self._reaches_module(reference):
+                yield danger("module", place, f"hands an imported module on ({final}), with all it can do")
 
     def _expression(self, original: str, final: str, place: Place) -> Iterator[Finding]:
         found = judge(substituted(final[1:]), original, self.scope)
         for reference in found.references:
-            if reference not in self.modules:
-                self.modules[reference] = any(self._is_import(item) for item in self.ids.below(reference))
-            if self.modules[reference]:
+            if self._reaches_module(reference):
                 found.say("danger", f"works with the module behind '@{reference}', with all it can do")
         yield from self._calls(found, place)
         shown = original if len(original) <= 120 else original[:117] + "..."
@@ -161,6 +161,12 @@ class ConfigAudit:
             what = f"{'; '.join(found.reasons[:4])}: {shown}"
             yield Finding(found.level, "expression", place, what, (*touches, "code"))
 
+    def _reaches_module(self, reference: str) -> bool:
+        """Whether an id stands for an imported module, or for something that holds one."""
+        if reference not in self.modules:
+            self.modules[reference] = any(self._is_import(item) for item in self.ids.below(reference))
+        return self.modules[reference]
+
     @staticmethod
     def _is_import(item: Item) -> bool:
         return (
@@ -169,8 +175,8 @@ class ConfigAudit:
 
     def _calls(self, found: Judgement, place: Place) -> Iterator[Finding]:
         """Listed components that an expression calls: their keyword arguments are judged as in a component."""
-        for call in found.calls:
-            component = table().get(ast.unparse(call.func).replace("np.", "numpy.", 1))
+        for called, call in found.calls:
+            component = table().get(called)
             if component is None:
                 continue
             names = list(component.arguments)
@@ -180,10 +186,12 @@ class ConfigAudit:
                 text = value.value if isinstance(value, ast.Constant) else "$" + ast.unparse(value)
                 if kind and isinstance(text, (str, bool, type(None))):
                     item = Item(text, place.line)
-                    yield from self.arguments.one(ast.unparse(call.func), name, kind, item, place)
+                    yield from self.arguments.one(called, name, kind, item, place)
 
     def _macro(self, text: str, place: Place) -> Iterator[Finding]:
         path, target = macro_parts(text)
+        if self._reaches_module(target):
+            yield danger("module", place, f"copies an import ({text}), which hands a module on")
         if not path:
             yield note("macro", place, f"copies '{target}' (a macro)")
         elif path.removeprefix("./") in self.paths or f"configs/{path.removeprefix('./')}" in self.paths:

@@ -13,9 +13,11 @@ from medunet.trust.findings import Finding, Place, danger, note
 from medunet.trust.jsontext import JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
-MAX_NODES = 200_000
+MAX_NODES = 60_000
+MAX_JSON_VALUES = 1_000_000
+MAX_SAID = 20
 MAX_YAML_BYTES = 512 * 1024
-MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_JSON_BYTES = 4 * 1024 * 1024
 _SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _TRUE = ("yes", "true", "on")
 
@@ -65,6 +67,7 @@ class _Loader(yaml.SafeLoader):
     count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Count, then compose."""
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH or self.count > MAX_NODES:
@@ -122,16 +125,19 @@ class _JsonItems:
         self.breaks = [index for index, letter in enumerate(text) if letter == "\n"]
 
     def line(self, offset: int) -> int:
+        """The line of an offset, from 1."""
         return bisect_right(self.breaks, offset - 1) + 1
 
     def root(self) -> Item:
+        """The whole document."""
         try:
-            return self.item(parse_json(self.text, MAX_DEPTH, MAX_NODES * 5), "")
+            return self.item(parse_json(self.text, MAX_DEPTH, MAX_JSON_VALUES), "")
         except JsonError as error:
             error.line = self.line(error.offset)
             raise
 
     def item(self, node: tuple[int, Any], key: str) -> Item:
+        """A node and what is below it."""
         offset, value = node
         line = self.line(offset)
         if isinstance(value, list):
@@ -152,9 +158,10 @@ class _YamlItems:
         self.name, self.findings = name, findings
         self.seen: dict[int, str] = {}
         self.open: set[int] = set()
-        self.count = 0
+        self.count = self.aliases = 0
 
     def roots(self, text: str) -> list[Item]:
+        """Every document of the text."""
         loader = _Loader(text)
         nodes: list[Any] = []
         try:
@@ -168,12 +175,15 @@ class _YamlItems:
         return [self.item(node, "") for node in nodes]
 
     def say(self, rule: str, node: Any, key: str, what: str) -> None:
+        """Add a danger."""
         self.findings.append(danger(rule, self.place(node, key), what))
 
     def place(self, node: Any, key: str) -> Place:
+        """Where a node stands."""
         return Place(self.name, key, node.start_mark.line + 1)
 
     def item(self, node: Any, key: str) -> Item:
+        """A node and what is below it."""
         self.count += 1
         line = node.start_mark.line + 1
         if self.count > MAX_NODES:
@@ -183,7 +193,8 @@ class _YamlItems:
             return Item(None, line)
         if isinstance(node, yaml.ScalarNode):
             return Item(self.scalar(node, key), line)
-        if id(node) in self.seen:
+        if id(node) in self.seen and self.aliases < MAX_SAID:
+            self.aliases += 1
             what = f"repeats what stands at {self.seen[id(node)] or 'the top'} (a YAML alias)"
             self.findings.append(note("alias", self.place(node, key), what))
         self.seen.setdefault(id(node), key)
@@ -199,6 +210,7 @@ class _YamlItems:
             self.open.discard(id(node))
 
     def scalar(self, node: Any, key: str) -> Any:
+        """The value of a scalar."""
         if node.tag not in _SCALAR_TAGS:
             self.say("tag", node, key, f"has the tag {_shown(node.tag)}, which makes an object of its own")
             return str(node.value)
@@ -210,6 +222,7 @@ class _YamlItems:
         return None if kind == "null" else Number(node.value)
 
     def mapping(self, node: Any, key: str) -> tuple[tuple[str, int, Item], ...]:
+        """Keys and values, with those that are merged."""
         pairs: list[tuple[str, int, Item]] = []
         merged: list[tuple[str, int, Item]] = []
         for key_node, value_node in node.value:

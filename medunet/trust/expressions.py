@@ -23,8 +23,8 @@ _BUILTINS = words(
     """len sorted range str int float list tuple dict set frozenset bool min max sum abs round zip enumerate reversed
     any all isinstance print next iter slice"""
 )
-_FILES = {"glob.glob", "glob.iglob", "os.listdir", "os.path.exists", "os.path.isfile", "os.path.isdir", "os.makedirs",
-          "monai.data.load_decathlon_datalist", "monai.data.load_decathlon_properties", "os.mkdir",
+_FILES = {"glob.glob", "glob.iglob", "os.listdir", "os.path.exists", "os.path.isfile", "os.path.isdir",
+          "monai.data.load_decathlon_datalist", "monai.data.load_decathlon_properties",
           "os.path.getsize", "os.path.expanduser"}  # fmt: skip
 _CALLS = _FILES | words(
     """os.path.join os.path.basename os.path.dirname os.path.abspath os.path.splitext os.path.normpath os.path.sep
@@ -57,6 +57,12 @@ _METHODS = words(
     relative_to glob modules children state_dict requires_grad_ isdigit zfill title
     """
 )
+_ATTRIBUTES = words(
+    """shape dtype device ndim name stem parent suffix parts state network optimizer epoch iteration output metrics
+    batch max_epochs key_metric_name data dataset transform transforms sampler in_channels out_channels num_classes
+    value lr param_groups best_metric weight bias loss pred label image training meta affine T real imag"""
+)
+_MAKES_FOLDERS = ("os.makedirs", "os.mkdir")
 _NODES = (
     ast.Expression, ast.Constant, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.List, ast.Tuple,
     ast.Set, ast.Dict, ast.Subscript, ast.Slice, ast.Starred, ast.JoinedStr, ast.FormattedValue, ast.ListComp,
@@ -75,7 +81,7 @@ class Judgement:
     touches: set[str] = field(default_factory=set)
     references: set[str] = field(default_factory=set)
     name: str = ""
-    calls: list[ast.Call] = field(default_factory=list)
+    calls: list[tuple[str, ast.Call]] = field(default_factory=list)
     tree: ast.expr | None = None
 
     def say(self, level: Level, reason: str, *touches: str) -> None:
@@ -177,6 +183,7 @@ class _Judge:
         self.bound: set[str] = set()
 
     def all(self, tree: ast.expr, text: str) -> None:
+        """Judge a whole expression."""
         self._characters(tree, text)
         for node in ast.walk(tree):
             if not isinstance(node, _NODES):
@@ -241,7 +248,7 @@ class _Judge:
         elif node.id == REFS:
             self.result.say("danger", "names MONAI's internal table of references")
 
-    def _name(self, name: str) -> None:
+    def _name(self, name: str, is_call: bool = False) -> None:
         """A name that is read or called: listed, of the bundle, dangerous or unknown."""
         parts = name.split(".")
         root = parts[0]
@@ -251,6 +258,11 @@ class _Judge:
             return
         elif name in _CALLS or (name in table() and len(parts) > 1):
             self.result.touches |= {"files"} if name in _FILES else set()
+            component = table().get(name)
+            if not is_call and component and any(component.arguments.values()):
+                self.result.say("code", f"hands '{name}' on to be called with arguments that are not here")
+        elif name in _MAKES_FOLDERS:
+            self.result.say("code", f"uses '{name}', which makes folders", "files")
         elif len(parts) == 1 and name in _IMPORTS | set(_DEFAULTS.values()):
             self.result.say("danger", f"hands the module '{name}' itself on, with all it can do")
         else:
@@ -258,23 +270,27 @@ class _Judge:
             self.result.say("danger" if why else "code", f"uses '{name}', which {why or 'is not known to be inert'}")
 
     def _attribute(self, name: str, is_call: bool) -> None:
-        if name in _METHODS:
+        listed = _METHODS if is_call else (_METHODS | _ATTRIBUTES) - {"replace"}
+        if name in listed:
             return
         if is_dangerous_attribute(name):
             self.result.say("danger", f"reaches for '{name}'")
         elif name.startswith("_"):
             self.result.say("code", f"reaches for the private '{name}'")
-        elif is_call and name not in _METHODS:
-            self.result.say("code", f"calls '{name}' of an object, which is not a listed method")
+        else:
+            what = "calls" if is_call else "reads"
+            self.result.say("code", f"{what} '{name}' of an object, which is not listed")
 
     def _call(self, node: ast.Call) -> None:
-        self.result.calls.append(node)
         function = node.func
         name = self._dotted(function)
         if name is not None:
-            self._name(name)
+            self.result.calls.append((name, node))
+            self._name(name, is_call=True)
         elif isinstance(function, ast.Attribute):
             self._attribute(function.attr, is_call=True)
+            if function.attr == "replace" and (len(node.args) != 2 or node.keywords):
+                self.result.say("danger", "calls 'replace' in the way that moves a file", "files")
             self.visit(function.value)
         else:
             self.result.say("code", "calls something that it computes")

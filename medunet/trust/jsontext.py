@@ -51,10 +51,12 @@ class _Parser:
         self.end = 0
 
     def skip(self, at: int) -> int:
+        """Past white space."""
         match = _SPACE.match(self.text, at)
         return match.end() if match else at
 
     def value(self, at: int, depth: int) -> tuple[int, Any]:
+        """Any value."""
         self.left -= 1
         if depth > self.max_depth:
             raise JsonError(f"nested deeper than {self.max_depth} levels", at, limit=True)
@@ -70,6 +72,7 @@ class _Parser:
         return at, self.plain(at)
 
     def string(self, at: int) -> str:
+        """A text in quotes."""
         try:
             text, self.end = _scanstring(self.text, at + 1, True)
         except JSONDecodeError as error:
@@ -77,6 +80,7 @@ class _Parser:
         return str(text)
 
     def plain(self, at: int) -> Any:
+        """A word or a number."""
         for word, meaning in _WORDS.items():
             if self.text.startswith(word, at):
                 self.end = at + len(word)
@@ -92,6 +96,7 @@ class _Parser:
         return JsonNumber(match.group())
 
     def array(self, at: int, depth: int) -> list[tuple[int, Any]]:
+        """A list."""
         values: list[tuple[int, Any]] = []
         at = self.skip(at + 1)
         if self.text[at : at + 1] == "]":
@@ -109,6 +114,7 @@ class _Parser:
             at = self.skip(at + 1)
 
     def object(self, at: int, depth: int) -> tuple[tuple[str, int, Any], ...]:
+        """An object, with all its pairs."""
         pairs: list[tuple[str, int, Any]] = []
         at = self.skip(at + 1)
         if self.text[at : at + 1] == "}":

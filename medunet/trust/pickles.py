@@ -67,17 +67,20 @@ class _Bounded:
         self.stream, self.left = stream, limit
 
     def read(self, size: int = -1) -> bytes:
+        """So many bytes, if that is not too many."""
         if size < 0 or size > MAX_ARGUMENT:
             raise ValueError("a piece is longer than any value of a state dict")
         return self._count(self.stream.read(size))
 
     def readline(self) -> bytes:
+        """A line, if it is not too long."""
         line = self._count(self.stream.readline(1 << 16))
         if len(line) == 1 << 16:
             raise ValueError("a line is longer than any name")
         return line
 
     def tell(self) -> int:
+        """The position."""
         return self.stream.tell()
 
     def _count(self, data: bytes) -> bytes:
@@ -136,6 +139,9 @@ def _scan_one(bounded: _Bounded, result: PickleScan) -> Any:
     return number
 
 
+_GLOBAL = object()
+
+
 class _Machine:
     """The stack of a pickle as far as text goes: enough to name what STACK_GLOBAL imports."""
 
@@ -145,7 +151,10 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: Any, argument: Any) -> None:
+        """Follow one opcode."""
         name = opcode.name
+        if name == "BUILD" and len(self.stack) > 1 and self.stack[-2] is _GLOBAL:
+            self.result.say("changes a class or a function itself")
         if name in ("GLOBAL", "INST"):
             self.result.globals.add(".".join(str(argument).split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -198,7 +207,8 @@ class _Machine:
             kept = len(opcode.stack_before)
         if kept:
             del self.stack[-kept:]
-        self.stack += [argument if name in _STRINGS else None] * len(opcode.stack_after)
+        made = argument if name in _STRINGS else _GLOBAL if name in ("GLOBAL", "STACK_GLOBAL") else None
+        self.stack += [made] * len(opcode.stack_after)
 
     def _pop_to_mark(self) -> None:
         while self.stack and self.stack.pop() is not pickletools.markobject:

@@ -106,6 +106,7 @@ def _readable(member: Member) -> bool:
 def _entry(source: Path, member: Member) -> Entry:
     @contextmanager
     def opened() -> Iterator[BinaryIO]:
+        """The member's data: from the archive itself, or unpacked for the time of reading."""
         with source.open("rb") as stream:
             if member.method == 0:
                 yield cast("BinaryIO", io.BufferedReader(Window(stream, member.start, member.packed)))

@@ -39,7 +39,8 @@ _NAMES = words(
     hardlink_to putenv kill killpg unsafe_load full_load load_module exec_module reduce_ex attrgetter methodcaller
     runcode runcall runeval runctx settrace setprofile tofile fromfile memmap loadtxt genfromtxt
     _import_c_extensions urlopen urlretrieve hf_hub_download snapshot_download load_submodules
-    MethodReplacer pickle_hashing"""
+    gi_frame gi_code cr_frame cr_code ag_frame ag_code f_globals f_builtins f_locals f_back f_code tb_frame func_globals
+    func_code mro touch mkdir makedirs MethodReplacer pickle_hashing"""
 )
 _PREFIXES = (
     "torch.hub", "torch.load", "torch.save", "torch.package", "torch.jit.load", "torch.jit.save", "torch.utils.cpp",

@@ -85,7 +85,7 @@ def _torch(
             yield danger("pickle", here, problem, "processes", "files", "network", "code")
     others = [m.name for m in members if not _TORCH_FILE.search(m.name) and not m.is_folder]
     if others and not script:
-        yield note("weights", place, f"holds members that torch does not write: {', '.join(others[:3])}")
+        yield code("weights", place, f"holds members that torch does not write: {', '.join(others[:3])}")
     if clean:
         yield note("weights", place, "holds plain tensors" + (" and a program" if script else ""))
 
