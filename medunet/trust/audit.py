@@ -14,7 +14,7 @@ from medunet.trust.findings import Audit, Finding, Place, danger, note
 from medunet.trust.members import examine_members
 from medunet.trust.sources import Entry, entries
 
-_MAX_CONFIG_BYTES = 24 * 1024 * 1024
+_MAX_COST = 4 * 1024 * 1024  # bytes of JSON; YAML takes four times as long
 _MAX_FINDINGS = 20_000
 
 
@@ -41,7 +41,7 @@ class _Run:
     def __init__(self, source: Path, files: Sequence[Entry], findings: list[Finding]) -> None:
         self.source, self.files, self.findings = source, files, findings
         self.roots = sorted(_roots([entry.name for entry in files]), key=len, reverse=True)
-        self.read = 0
+        self.cost = 0
 
     def audit(self) -> Audit:
         """All findings and counts."""
@@ -78,9 +78,10 @@ class _Run:
 
     def config(self, entry: Entry) -> list[Config]:
         """The documents of a config file; too large ones are searched for anything active only."""
-        limit = MAX_JSON_BYTES if entry.name.lower().endswith(".json") else MAX_YAML_BYTES
-        self.read += min(entry.size, limit)
-        if entry.size > limit or self.read > _MAX_CONFIG_BYTES:
+        is_json = entry.name.lower().endswith(".json")
+        limit = MAX_JSON_BYTES if is_json else MAX_YAML_BYTES
+        self.cost += min(entry.size, limit) * (1 if is_json else 4)
+        if entry.size > limit or self.cost > _MAX_COST:
             self.findings.append(_large(entry))
             return []
         with entry.open() as stream:
