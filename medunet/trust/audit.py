@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from medunet.trust.sources import Entry, entries
 
 _MAX_COST = 4 * 1024 * 1024  # bytes of JSON; YAML takes four times as long
 _MAX_FINDINGS = 20_000
+_OVERLAY_KEY = re.compile(rb'"[^"\n]{0,200}(?:::|#)[^"\n]{0,200}"\s{0,8}:')
 
 
 def audit(source: Path) -> Audit:
@@ -100,11 +102,13 @@ def _large(entry: Entry) -> Finding:
     with entry.open() as stream:
         while piece := stream.read(1 << 20):
             text = tail + piece
-            if any(mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b"::", b"#", b'"+')):
+            if any(
+                mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b'"+')
+            ) or _OVERLAY_KEY.search(text):
                 return danger(
                     "limits", Place(entry.name), "is too large to be read and may hold components or expressions"
                 )
-            tail = text[-16:]
+            tail = text[-1024:]
     if entry.name.lower().endswith(".json"):
         return note("limits", Place(entry.name), "is large data without components or expressions; it was not read")
     return danger("limits", Place(entry.name), "is larger than any config")
