@@ -358,6 +358,14 @@ def test_damaged_archives_only_ever_make_a_verdict(patch: bytes, at: int, cut: i
         assert audit(path).verdict in ("safe", "code", "refuse")
 
 
+def test_large_case_lists_pass_and_large_overlays_do_not(tmp_path: Path) -> None:
+    cases = [{"id": f"case_{number}", "image": f"study#series={number}", "note": "x" * 80} for number in range(20_000)]
+    write(tmp_path, "eval/index.json", json.dumps({"cases": cases}))
+    assert audit(tmp_path).verdict == "safe"
+    write(tmp_path, "eval/index.json", json.dumps({"cases": cases, "a#reader": "subprocess.Popen"}))
+    assert audit(tmp_path).verdict == "refuse"
+
+
 def test_bad_paths_are_input_errors(tmp_path: Path) -> None:
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match="give a bundle folder or a zip file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from medunet.trust.findings import Audit, Finding, Place, danger, note
 from medunet.trust.members import examine_members
 from medunet.trust.sources import Entry, entries
 
-_MAX_CONFIG_BYTES = 24 * 1024 * 1024
+_MAX_COST = 4 * 1024 * 1024  # bytes of JSON; YAML takes four times as long
 _MAX_FINDINGS = 20_000
+_OVERLAY_KEY = re.compile(rb'"[^"\n]{0,200}(?:::|#)[^"\n]{0,200}"\s{0,8}:')
 
 
 def audit(source: Path) -> Audit:
@@ -41,7 +43,7 @@ class _Run:
     def __init__(self, source: Path, files: Sequence[Entry], findings: list[Finding]) -> None:
         self.source, self.files, self.findings = source, files, findings
         self.roots = sorted(_roots([entry.name for entry in files]), key=len, reverse=True)
-        self.read = 0
+        self.cost = 0
 
     def audit(self) -> Audit:
         """All findings and counts."""
@@ -78,9 +80,10 @@ class _Run:
 
     def config(self, entry: Entry) -> list[Config]:
         """The documents of a config file; too large ones are searched for anything active only."""
-        limit = MAX_JSON_BYTES if entry.name.lower().endswith(".json") else MAX_YAML_BYTES
-        self.read += min(entry.size, limit)
-        if entry.size > limit or self.read > _MAX_CONFIG_BYTES:
+        is_json = entry.name.lower().endswith(".json")
+        limit = MAX_JSON_BYTES if is_json else MAX_YAML_BYTES
+        self.cost += min(entry.size, limit) * (1 if is_json else 4)
+        if entry.size > limit or self.cost > _MAX_COST:
             self.findings.append(_large(entry))
             return []
         with entry.open() as stream:
@@ -99,11 +102,13 @@ def _large(entry: Entry) -> Finding:
     with entry.open() as stream:
         while piece := stream.read(1 << 20):
             text = tail + piece
-            if any(mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b"::", b"#", b'"+')):
+            if any(
+                mark in text for mark in (b"_target_", b'"$', b'"%', b"\\u", b"'$", b"'%", b'"+')
+            ) or _OVERLAY_KEY.search(text):
                 return danger(
                     "limits", Place(entry.name), "is too large to be read and may hold components or expressions"
                 )
-            tail = text[-16:]
+            tail = text[-1024:]
     if entry.name.lower().endswith(".json"):
         return note("limits", Place(entry.name), "is large data without components or expressions; it was not read")
     return danger("limits", Place(entry.name), "is larger than any config")

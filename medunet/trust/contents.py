@@ -36,7 +36,7 @@ _PLAIN_NAMES = ("license", "licence", "readme", "notice", "authors", "citation.c
 _EXECUTABLE = {b"\x7fELF": "Linux", b"MZ": "Windows", b"\xcf\xfa\xed\xfe": "macOS", b"\xce\xfa\xed\xfe": "macOS",
                b"\xca\xfe\xba\xbe": "macOS or Java", b"\x00asm": "WebAssembly", b"!<arch>": "a linker"}  # fmt: skip
 _ACTIVE = re.compile(
-    rb"<\s*(script|iframe|object|embed|applet|foreignobject|base|meta[^>]+http-equiv\s*=\s*[\"']?refresh)|\bon[a-z]{3,}\s*=\s*[\"']?[^\"'>\s]"
+    rb"<\s{0,8}(script|iframe|object|embed|applet|foreignobject|base|meta[^>]{1,100}http-equiv\s{0,8}=\s{0,8}[\"']?refresh)|\bon[a-z]{3,20}\s{0,8}=\s{0,8}[\"']?[^\"'>\s]"
     rb"|javascript:|vbscript:|data:text/html", re.IGNORECASE)  # fmt: skip
 _PDF_ACTIVE = re.compile(rb"/(JavaScript|JS|Launch|OpenAction|AA|EmbeddedFile|RichMedia)\b")
 _THIRD_PARTY = words(

@@ -14,10 +14,10 @@ from medunet.trust.jsontext import JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
 MAX_NODES = 60_000
-MAX_JSON_VALUES = 1_000_000
+MAX_JSON_VALUES = 150_000
 MAX_SAID = 20
 MAX_YAML_BYTES = 512 * 1024
-MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_JSON_BYTES = 2 * 1024 * 1024
 _SCALAR_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _TRUE = ("yes", "true", "on")
 

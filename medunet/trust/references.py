@@ -17,8 +17,8 @@ REFS = "__local_refs"
 ID_PATTERN = re.compile(r"@(?:\w*)(?:::\w*)*")
 _RELATIVE = re.compile(r"(?:@|%)(?:::)+")
 _FILE_PART = re.compile(r"(.*\.(json|yaml|yml)(?=(?:::.*)|$))", re.IGNORECASE)
-_MAX_HOPS = 20
-_MAX_CANDIDATES = 200
+_MAX_STEPS = 200
+_MAX_CANDIDATES = 50
 
 
 def normal(text: str) -> str:
@@ -97,7 +97,7 @@ class Ids:
         """What stands in the end where this item refers or is a macro; None where that cannot be said."""
         found: list[Item] = []
         waiting, seen = [(item, item_id)], set()
-        for _ in range(_MAX_HOPS * _MAX_CANDIDATES):
+        for _ in range(_MAX_STEPS):
             if not waiting:
                 return found
             current, here = waiting.pop()
