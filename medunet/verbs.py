@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medunet.inference.status import CaseResult
     from medunet.planning import Budget, Fingerprint, Plan
     from medunet.trust.findings import Audit
-    from medunet.trust.verifying import Verification
+    from medunet.trust.archive.verifying import Verification
     from medunet.types import StrPath
 
 Progress = Callable[[int, int], None]
@@ -183,7 +183,7 @@ def inspect(source: StrPath) -> Audit:
     Raises:
         InputError: it is not there or cannot be read.
     """
-    from medunet.trust.audit import audit
+    from medunet.trust.inspection.audit import audit
 
     return audit(Path(source))
 
@@ -225,7 +225,7 @@ def unpack(source: StrPath, output: StrPath, key: StrPath | None = None) -> Veri
         UnsafeError: a check failed; nothing is written then.
         InputError: the archive is missing, or the folder is not empty.
     """
-    from medunet.trust import unpacking
+    from medunet.trust.archive import unpacking
 
     return unpacking.unpack(Path(source), Path(output), _optional(key))
 
@@ -236,7 +236,7 @@ def keygen(output: StrPath) -> str:
     Raises:
         InputError: one of the files is there already.
     """
-    from medunet.trust import signing
+    from medunet.trust.archive import signing
 
     return signing.keygen(Path(output))
 

@@ -2,7 +2,7 @@
 """Write medunet/trust/inert.txt: components of MONAI, Ignite and PyTorch that run nothing a config could choose.
 
 Reviewed by rule, not by name: a module that is not listed here is left out; a parameter that names code, a file or a
-download is marked, and `medunet.trust.arguments` judges what stands there. Run it once per version of MONAI and read
+download is marked, and `medunet.trust.inspection.arguments` judges what stands there. Run it once per version of MONAI and read
 the difference.
 
     python scripts/inert_components.py medunet/trust/inert.txt

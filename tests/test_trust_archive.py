@@ -27,13 +27,13 @@ from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.inference.quality import read_calibrations
 from medunet.inference.weights import weights_digest
-from medunet.trust import content_checks
-from medunet.trust.bundle_files import archive_contents
-from medunet.trust.manifest import compare_manifest, read_manifest
-from medunet.trust.names import name_problem, purpose
-from medunet.trust.strictjson import canonical
-from medunet.trust.verifying import STATIC, Verification, verify_static
-from medunet.trust.zipform import measure, read_archive, write_archive
+from medunet.trust.archive import content_checks
+from medunet.trust.archive.bundle_files import archive_contents
+from medunet.trust.archive.manifest import compare_manifest, read_manifest
+from medunet.trust.archive.names import name_problem, purpose
+from medunet.trust.archive.strictjson import canonical
+from medunet.trust.archive.verifying import STATIC, Verification, verify_static
+from medunet.trust.archive.zipform import measure, read_archive, write_archive
 
 ROOT = Path(medunet.__file__).parents[1]
 
@@ -517,8 +517,8 @@ def test_a_forger_who_writes_the_manifest_too_is_refused(
 
 def test_weights_that_answer_otherwise_are_refused_by_the_reference(packed_bundle: Path, tmp_path: Path) -> None:
     """Both weight files changed alike, a manifest that fits: only the run can tell."""
-    from medunet.trust.slices import Slice
-    from medunet.trust.weights_file import read_torch, write_safetensors
+    from medunet.trust.archive.slices import Slice
+    from medunet.trust.archive.weights_file import read_torch, write_safetensors
 
     changed = _other_weights(files_of(packed_bundle))
     file = io.BytesIO()
@@ -673,14 +673,14 @@ def test_the_trust_room_stands_alone() -> None:
 
 @pytest.mark.slow
 def test_a_gigabyte_is_verified_in_little_memory(packed_bundle: Path, tmp_path: Path) -> None:
-    from medunet.trust.slices import Slice
-    from medunet.trust.weights_file import read_torch, write_safetensors
+    from medunet.trust.archive.slices import Slice
+    from medunet.trust.archive.weights_file import read_torch, write_safetensors
 
     model, tensors = tmp_path / "model.pt", tmp_path / "model.safetensors"
     torch.save({f"w{n}": torch.rand(1 << 25) for n in range(8)}, model)
     with model.open("rb") as source, tensors.open("wb") as file:
         write_safetensors(file, read_torch(Slice.whole(source)))
-    from medunet.trust.manifest import manifest
+    from medunet.trust.archive.manifest import manifest
 
     files: dict[str, Path | bytes] = {
         **files_of(packed_bundle),
@@ -698,7 +698,7 @@ def test_a_gigabyte_is_verified_in_little_memory(packed_bundle: Path, tmp_path: 
     code = f"""
         import time; start = time.time()
         from pathlib import Path
-        from medunet.trust.verifying import verify_static
+        from medunet.trust.archive.verifying import verify_static
         result = verify_static(Path({str(tmp_path / "b.zip")!r}))
         assert result.verified, result.failure
         peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -23,12 +23,12 @@ from zoo import INFERENCE, TRAIN, write_zoo
 
 import medunet
 from medunet.errors import InputError
-from medunet.trust.audit import audit
-from medunet.trust.documents import Item, read_document
+from medunet.trust.inspection.audit import audit
+from medunet.trust.inspection.documents import Item, read_document
 from medunet.trust.findings import Audit, Finding
-from medunet.trust.members import examine_members
-from medunet.trust.targets import judge_name, table
-from medunet.trust.verdict_text import verdict_text
+from medunet.trust.inspection.members import examine_members
+from medunet.trust.inspection.targets import judge_name, table
+from medunet.trust.inspection.verdict_text import verdict_text
 
 PACKAGE = Path(medunet.__file__).parent
 _LIMIT_BYTES = 1 << 30
@@ -41,8 +41,8 @@ class Refuse:
             raise ImportError("heavy: " + name)
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path
-from medunet.trust.audit import audit
-from medunet.trust.verdict_text import verdict_text
+from medunet.trust.inspection.audit import audit
+from medunet.trust.inspection.verdict_text import verdict_text
 for line in sys.stdin:
     path = line.strip()
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import medunet
-from medunet.trust.audit import audit
+from medunet.trust.inspection.audit import audit
 
 _OPEN = "open('CANARY', 'w')"
 _QUOTED = 'open("CANARY","w")'

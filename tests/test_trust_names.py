@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from medunet.trust.characters import looks_special, odd_characters
-from medunet.trust.expressions import Scope, judge
-from medunet.trust.members import name_problem
-from medunet.trust.paths import judge_path
-from medunet.trust.references import absolute, macro_parts, substituted
-from medunet.trust.targets import judge_name
+from medunet.trust.inspection.characters import looks_special, odd_characters
+from medunet.trust.inspection.expressions import Scope, judge
+from medunet.trust.inspection.members import name_problem
+from medunet.trust.inspection.paths import judge_path
+from medunet.trust.inspection.references import absolute, macro_parts, substituted
+from medunet.trust.inspection.targets import judge_name
 
 SCOPE = Scope(
     {"os": frozenset({"os"}), "m": frozenset({"monai"}), "two": frozenset({"os", "glob"})}, {"scripts": "scripts/a.py"}

@@ -16,11 +16,11 @@ from trust_forging import forged
 
 from medunet import verbs
 from medunet.errors import InputError, UnsafeError
-from medunet.trust.senders import known_sender, senders_file
-from medunet.trust.signing import Statement, check_signature, fingerprint, keygen, public_key, sign
-from medunet.trust.strictjson import canonical
-from medunet.trust.unpacking import unpack
-from medunet.trust.verifying import settled, verified_contents, verify_static
+from medunet.trust.archive.senders import known_sender, senders_file
+from medunet.trust.archive.signing import Statement, check_signature, fingerprint, keygen, public_key, sign
+from medunet.trust.archive.strictjson import canonical
+from medunet.trust.archive.unpacking import unpack
+from medunet.trust.archive.verifying import settled, verified_contents, verify_static
 
 
 @pytest.fixture(autouse=True)

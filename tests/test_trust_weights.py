@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from trust_forging import files_of, pickled_call
 
 from medunet.errors import UnsafeError
-from medunet.trust.slices import Slice
-from medunet.trust.torch_pickle import SIZES, read_state
-from medunet.trust.weights_file import differences, read_safetensors, read_torch, write_safetensors
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.torch_pickle import SIZES, read_state
+from medunet.trust.archive.weights_file import differences, read_safetensors, read_torch, write_safetensors
 
 TYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

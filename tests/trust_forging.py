@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from medunet.trust.bundle_files import archive_contents
-from medunet.trust.manifest import manifest
-from medunet.trust.zipform import measure, write_archive
+from medunet.trust.archive.bundle_files import archive_contents
+from medunet.trust.archive.manifest import manifest
+from medunet.trust.archive.zipform import measure, write_archive
 
 Changes = Mapping[str, bytes | None]
 

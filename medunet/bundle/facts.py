@@ -15,9 +15,9 @@ import yaml
 from medunet.data.atomic import json_text
 from medunet.errors import InputError
 from medunet.evaluation.scores import read_scores
-from medunet.trust.names import DATA, MODEL, PROVENANCE, QUALITY, SCORES
-from medunet.trust.slices import Slice
-from medunet.trust.strictjson import canonical
+from medunet.trust.archive.names import DATA, MODEL, PROVENANCE, QUALITY, SCORES
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.strictjson import canonical
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -43,7 +43,7 @@ def summaries(bundle: Path) -> dict[str, bytes]:
 
     Where the bundle has no ``eval/``, what an earlier packing left stays.
     """
-    from medunet.trust.summary import summarise_data, summarise_scores
+    from medunet.trust.card.summary import summarise_data, summarise_scores
 
     private = bundle / "eval"
     if private.is_dir():

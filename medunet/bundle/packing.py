@@ -17,11 +17,11 @@ from typing import Any
 from medunet.bundle import facts
 from medunet.data.atomic import disk_errors
 from medunet.errors import BundleError, InputError, UnsafeError
-from medunet.trust import signing
-from medunet.trust.atomic import atomic_file
+from medunet.trust.archive import signing
+from medunet.trust.archive.atomic import atomic_file
 from medunet.trust.findings import Finding
-from medunet.trust.manifest import manifest
-from medunet.trust.names import (
+from medunet.trust.archive.manifest import manifest
+from medunet.trust.archive.names import (
     CARD,
     DATA,
     MANIFEST,
@@ -34,10 +34,10 @@ from medunet.trust.names import (
     TENSORS,
     purpose,
 )
-from medunet.trust.slices import Slice
-from medunet.trust.strictjson import canonical
-from medunet.trust.weights_file import read_torch, write_safetensors
-from medunet.trust.zipform import measure, write_archive
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.strictjson import canonical
+from medunet.trust.archive.weights_file import read_torch, write_safetensors
+from medunet.trust.archive.zipform import measure, write_archive
 
 _MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY}
 _PRIVATE = "eval"
@@ -230,7 +230,7 @@ def _write_quality(bundle: Path, staging: Path, before: str, say: Say) -> None:
 
 def _release(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
     """The release gate, on the copy; with `fix`, what can be mended without loss is mended there."""
-    from medunet.trust.release import examine_release, fix_release
+    from medunet.trust.gate.release import examine_release, fix_release
 
     findings = examine_release(staging, _index(bundle))
     if fix:
@@ -250,7 +250,7 @@ def _release(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
 
 def _write_card(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
     """Keep a card whose numbers are right; put one in the place of the page that ``plan`` wrote."""
-    from medunet.trust.card import check_card, facts_of, write_card
+    from medunet.trust.card.model_card import check_card, facts_of, write_card
 
     known = facts_of(staging, None)
     text = (staging / CARD).read_text(encoding="utf-8")
@@ -278,7 +278,7 @@ def _index(bundle: Path) -> Any:
 
 def _require_safe(staging: Path) -> None:
     """A bundle that runs code of its own is not packed, whatever it does."""
-    from medunet.trust.audit import audit
+    from medunet.trust.inspection.audit import audit
 
     found = audit(staging)
     if found.verdict != "safe":
@@ -300,7 +300,7 @@ def _prove(staging: Path) -> None:
 
 def _write(staging: Path, archive: Path, content: Mapping[str, Any]) -> Packed:
     """Measure, list and archive what was staged; the archive has to pass what its receiver will check."""
-    from medunet.trust.verifying import verify_static
+    from medunet.trust.archive.verifying import verify_static
 
     names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
     files: dict[str, Path | bytes] = {name: staging / name for name in names}

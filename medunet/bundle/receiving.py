@@ -6,9 +6,9 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from medunet.trust.bundle_files import Contents
-from medunet.trust.unpacking import unpack_contents
-from medunet.trust.verifying import RUNNING, Check, Verification, attempt, settled, verified_contents
+from medunet.trust.archive.bundle_files import Contents
+from medunet.trust.archive.unpacking import unpack_contents
+from medunet.trust.archive.verifying import RUNNING, Check, Verification, attempt, settled, verified_contents
 
 
 def verify(source: Path, key: Path | None = None) -> Verification:

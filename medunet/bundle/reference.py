@@ -20,10 +20,10 @@ from medunet.bundle.writer import read_plan
 from medunet.data.grid import Grid
 from medunet.data.volume import write_image
 from medunet.errors import UnsafeError
-from medunet.trust.atomic import atomic_file
-from medunet.trust.names import EXPECTED, TENSORS
-from medunet.trust.slices import Slice
-from medunet.trust.weights_file import read_safetensors, write_safetensors
+from medunet.trust.archive.atomic import atomic_file
+from medunet.trust.archive.names import EXPECTED, TENSORS
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.weights_file import read_safetensors, write_safetensors
 from medunet.types import Affine, AnyArray, FloatArray
 
 TOLERANCE, MARGIN = 1e-4, 1e-3

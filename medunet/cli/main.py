@@ -192,7 +192,7 @@ def inspect(
     """Examine a MONAI bundle without running anything of it; exit code 0 safe, 1 loads code, 3 refused."""
     from medunet import verbs
     from medunet.data.atomic import write_json
-    from medunet.trust.verdict_text import verdict_text
+    from medunet.trust.inspection.verdict_text import verdict_text
 
     found = verbs.inspect(source)
     state.say(verdict_text(found))

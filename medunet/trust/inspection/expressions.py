@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from medunet.trust.findings import Level
-from medunet.trust.references import REFS
-from medunet.trust.targets import dangerous, is_dangerous_attribute, table
-from medunet.trust.words import words
+from medunet.trust.inspection.references import REFS
+from medunet.trust.inspection.targets import dangerous, is_dangerous_attribute, table
+from medunet.trust.inspection.words import words
 
 MAX_LENGTH = 4000
 _DEFAULTS = {"monai": "monai", "torch": "torch", "np": "numpy", "numpy": "numpy"}

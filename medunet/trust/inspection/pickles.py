@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, cast
 
-from medunet.trust.words import words
+from medunet.trust.inspection.words import words
 
 MAX_OPCODES = 1_000_000
 MAX_ARGUMENT = 64 * 1024 * 1024

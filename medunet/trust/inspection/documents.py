@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from medunet.trust.findings import Finding, Place, danger, note
-from medunet.trust.jsontext import JsonError, JsonNumber, parse_json
+from medunet.trust.inspection.jsontext import JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
 MAX_NODES = 60_000

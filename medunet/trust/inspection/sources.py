@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from medunet.trust.archive import ArchiveError, Member, locate, pieces, read_directory
-from medunet.trust.members import MAX_FILES, MAX_RATIO
+from medunet.trust.inspection.archive import ArchiveError, Member, locate, pieces, read_directory
+from medunet.trust.inspection.members import MAX_FILES, MAX_RATIO
 
 _SPOOL = 16 * 1024 * 1024
 _SMALL = 1024 * 1024

@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 
 from medunet.errors import UnsafeError
-from medunet.trust.slices import Slice
-from medunet.trust.torch_pickle import SIZES, StoredTensor, read_state
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.torch_pickle import SIZES, StoredTensor, read_state
 
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")

@@ -8,9 +8,9 @@ from typing import Any
 
 from medunet.errors import UnsafeError
 from medunet.trust.findings import Finding, Place
-from medunet.trust.names import MANIFEST, REQUIRED, name_problem, purpose
-from medunet.trust.strictjson import canonical, parse
-from medunet.trust.zipform import Member
+from medunet.trust.archive.names import MANIFEST, REQUIRED, name_problem, purpose
+from medunet.trust.archive.strictjson import canonical, parse
+from medunet.trust.archive.zipform import Member
 
 FORMAT = "medunet-bundle-1"
 _KEYS = {"format", "name", "version", "files"}

@@ -6,13 +6,13 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from medunet.trust.documents import decode
+from medunet.trust.inspection.documents import decode
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.logging_conf import examine_logging, is_logging_conf
-from medunet.trust.pickles import describe, text_pickle
-from medunet.trust.sources import Entry
-from medunet.trust.weights import NUMPY, examine_numpy, examine_pickle, examine_zip, looks_like_pickle
-from medunet.trust.words import words
+from medunet.trust.inspection.logging_conf import examine_logging, is_logging_conf
+from medunet.trust.inspection.pickles import describe, text_pickle
+from medunet.trust.inspection.sources import Entry
+from medunet.trust.inspection.weights import NUMPY, examine_numpy, examine_pickle, examine_zip, looks_like_pickle
+from medunet.trust.inspection.words import words
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 _TEXT_LIMIT = 8 * 1024 * 1024

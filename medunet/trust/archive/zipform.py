@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medunet.errors import UnsafeError
-from medunet.trust.names import name_problem
-from medunet.trust.slices import CHUNK, Slice
+from medunet.trust.archive.names import name_problem
+from medunet.trust.archive.slices import CHUNK, Slice
 
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medunet.errors import InputError
-from medunet.trust.archive import ArchiveError, Member, comments, locate, pieces, read_directory
+from medunet.trust.inspection.archive import ArchiveError, Member, comments, locate, pieces, read_directory
 from medunet.trust.findings import Finding, Place, danger
 
 MAX_TOTAL = 64 * 1024**3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.errors import InputError, ResourceError, UnsafeError
-from medunet.trust.strictjson import canonical, parse
+from medunet.trust.archive.strictjson import canonical, parse
 
 SUFFIX = ".sig"
 _FORMAT = "medunet-signature-1"

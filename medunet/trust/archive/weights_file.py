@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from medunet.errors import UnsafeError
-from medunet.trust.slices import Slice
-from medunet.trust.strictjson import LARGEST, parse
-from medunet.trust.torch_file import Tensor, read_torch
-from medunet.trust.torch_pickle import SIZES
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.strictjson import LARGEST, parse
+from medunet.trust.archive.torch_file import Tensor, read_torch
+from medunet.trust.archive.torch_pickle import SIZES
 
 __all__ = ["Tensor", "differences", "read_safetensors", "read_torch", "write_safetensors"]
 

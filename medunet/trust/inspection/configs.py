@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from medunet.trust.arguments import Arguments, overlay
-from medunet.trust.characters import looks_special, odd_characters
-from medunet.trust.documents import Item, Number
-from medunet.trust.expressions import Judgement, Scope, imports, judge
+from medunet.trust.inspection.arguments import Arguments, overlay
+from medunet.trust.inspection.characters import looks_special, odd_characters
+from medunet.trust.inspection.documents import Item, Number
+from medunet.trust.inspection.expressions import Judgement, Scope, imports, judge
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.references import (
+from medunet.trust.inspection.references import (
     SEPARATOR,
     Ids,
     absolute,
@@ -23,7 +23,7 @@ from medunet.trust.references import (
     reference_of,
     substituted,
 )
-from medunet.trust.targets import judge_name, table
+from medunet.trust.inspection.targets import judge_name, table
 
 _CODE_LETTERS = re.compile(r"['\"()\[\]{}=;\\`]")
 _WORKFLOW_KEYS = ("workflow_name", "logging_file", "meta_file", "config_file", "args_file", "tracking",

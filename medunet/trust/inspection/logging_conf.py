@@ -10,9 +10,9 @@ import ast
 import configparser
 from collections.abc import Iterator
 
-from medunet.trust.expressions import parse
+from medunet.trust.inspection.expressions import parse
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.paths import judge_path
+from medunet.trust.inspection.paths import judge_path
 
 _FIELDS = ("class", "args", "kwargs", "defaults")
 _PLAIN = {"StreamHandler", "NullHandler", "Formatter", "BufferingFormatter", "handlers.MemoryHandler"}

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medunet.errors import InputError
-from medunet.trust.archive import ArchiveError
-from medunet.trust.configs import Config, ConfigAudit
-from medunet.trust.contents import CONFIG_SUFFIXES, examine_file, local_modules, shadowing
-from medunet.trust.documents import MAX_JSON_BYTES, MAX_YAML_BYTES, decode, read_document
+from medunet.trust.inspection.archive import ArchiveError
+from medunet.trust.inspection.configs import Config, ConfigAudit
+from medunet.trust.inspection.contents import CONFIG_SUFFIXES, examine_file, local_modules, shadowing
+from medunet.trust.inspection.documents import MAX_JSON_BYTES, MAX_YAML_BYTES, decode, read_document
 from medunet.trust.findings import Audit, Finding, Place, danger, note
-from medunet.trust.members import examine_members
-from medunet.trust.sources import Entry, entries
+from medunet.trust.inspection.members import examine_members
+from medunet.trust.inspection.sources import Entry, entries
 
 _MAX_COST = 4 * 1024 * 1024  # bytes of JSON; YAML takes four times as long
 _MAX_FINDINGS = 20_000

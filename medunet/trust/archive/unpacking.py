@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from medunet.errors import InputError, ResourceError, UnsafeError
-from medunet.trust.bundle_files import Contents
-from medunet.trust.verifying import Verification, settled, verified_contents
+from medunet.trust.archive.bundle_files import Contents
+from medunet.trust.archive.verifying import Verification, settled, verified_contents
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from medunet.trust.documents import Item
+from medunet.trust.inspection.documents import Item
 
 SEPARATOR = "::"
 REFS = "__local_refs"

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-from medunet.trust.words import words
+from medunet.trust.inspection.words import words
 
 Kind = Literal["inert", "bundle", "danger", "unknown"]
 

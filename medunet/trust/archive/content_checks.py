@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from medunet.errors import UnsafeError
-from medunet.trust.bundle_files import Contents
+from medunet.trust.archive.bundle_files import Contents
 from medunet.trust.findings import Finding, Level
-from medunet.trust.names import CARD, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
-from medunet.trust.strictjson import parse
-from medunet.trust.weights_file import differences, read_safetensors, read_torch
+from medunet.trust.archive.names import CARD, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
+from medunet.trust.archive.strictjson import parse
+from medunet.trust.archive.weights_file import differences, read_safetensors, read_torch
 
 _LEVELS: tuple[Level, ...] = ("note", "code", "danger")
 _CALIBRATION = {"bias": float, "soft_dice": float, "probability": float, "cases": int, "always_present": bool}
@@ -49,7 +49,7 @@ def require_none(least: Level, findings: Sequence[Finding]) -> None:
 
 def audit_source(source: Path) -> str:
     """The audit of the whole bundle, which has to find it safe."""
-    from medunet.trust.audit import audit
+    from medunet.trust.inspection.audit import audit
 
     found = audit(source)
     if found.verdict != "safe":
@@ -60,7 +60,7 @@ def audit_source(source: Path) -> str:
 
 def metadata(contents: Contents, manifest: Mapping[str, Any]) -> str:
     """``metadata.json`` against MONAI's schema, and the ids that MONAI looks for in the configs."""
-    from medunet.trust.metadata import check_metadata, check_workflow_ids
+    from medunet.trust.card.metadata import check_metadata, check_workflow_ids
 
     content = _metadata(contents)
     for key in ("name", "version"):
@@ -119,7 +119,7 @@ def quality(contents: Contents) -> str:
 
 def card(contents: Contents) -> str:
     """The numbers of ``docs/README.md`` against those of the files that it is made of."""
-    from medunet.trust.card import check_card, facts_of
+    from medunet.trust.card.model_card import check_card, facts_of
 
     with tempfile.TemporaryDirectory(prefix="medunet-") as folder:
         for name in FACTS:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from medunet.errors import InputError, UnsafeError
-from medunet.trust.atomic import atomic_file
-from medunet.trust.strictjson import canonical, parse
+from medunet.trust.archive.atomic import atomic_file
+from medunet.trust.archive.strictjson import canonical, parse
 
 _FINGERPRINT = re.compile(r"SHA256:[0-9a-f]{64}")
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from medunet.trust.archive import ArchiveError, Directory, Member, locate, pieces, read_directory
+from medunet.trust.inspection.archive import ArchiveError, Directory, Member, locate, pieces, read_directory
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.members import name_problem
-from medunet.trust.pickles import describe, looks_like_pickle, scan_pickles
+from medunet.trust.inspection.members import name_problem
+from medunet.trust.inspection.pickles import describe, looks_like_pickle, scan_pickles
 
 NUMPY = b"\x93NUMPY"
 _PICKLE_LIMIT = 256 * 1024 * 1024

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from medunet.errors import InputError, MedunetError, UnsafeError
-from medunet.trust import content_checks, senders, signing
-from medunet.trust.bundle_files import Contents, archive_contents, folder_contents, opened
-from medunet.trust.content_checks import Failed, NotRun
+from medunet.trust.archive import content_checks, senders, signing
+from medunet.trust.archive.bundle_files import Contents, archive_contents, folder_contents, opened
+from medunet.trust.archive.content_checks import Failed, NotRun
 from medunet.trust.findings import Finding
-from medunet.trust.manifest import compare_manifest, read_manifest
-from medunet.trust.names import MANIFEST
+from medunet.trust.archive.manifest import compare_manifest, read_manifest
+from medunet.trust.archive.names import MANIFEST
 
 State = Literal["passed", "failed", "not run"]
 
@@ -181,7 +181,7 @@ def _members(bundle: _Bundle) -> str:
         raise Failed(bundle.problem)
     if bundle.file is None:
         return f"{len(_contents(bundle).members)} plain files"
-    from medunet.trust.members import examine_members
+    from medunet.trust.inspection.members import examine_members
 
     content_checks.require_none("danger", examine_members(bundle.source))
     return "names and types are plain"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medunet.errors import InputError, UnsafeError
-from medunet.trust.slices import Slice
-from medunet.trust.strictjson import LARGEST
-from medunet.trust.zipform import Listing, Member, read_archive
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.strictjson import LARGEST
+from medunet.trust.archive.zipform import Listing, Member, read_archive
 
 _MOST_FILES = 10_000
 

@@ -1,0 +1,1 @@
+"""Bundles as files: a canonical archive, its manifest, weights, signatures; verified and unpacked."""

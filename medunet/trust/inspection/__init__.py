@@ -1,0 +1,1 @@
+"""The static audit: what a bundle would do, without doing it."""
