@@ -65,6 +65,14 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         "e-mail",
         re.compile(r"(?<![\w.+-])[\w.+-]+(?:@|\s?\[at\]\s?|%40)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"),
     ),
+    (
+        "secret",
+        re.compile(
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(?:gh[pousr]_|hf_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}"
+            r"|\b(?:password|passwd|api[_-]?key|secret[_-]?key|access[_-]?token)[\"']?\s*[:=]\s*[\"']?[^\s\"',;}@$]{4,}",
+            re.I,
+        ),
+    ),
     ("uid", re.compile(r"(?<![\w.])[0-2](?:\.(?:0|[1-9]\d*)){4,}(?![\w.]*\w)")),
     ("uid", re.compile(r"(?<![\w.])2\.25\.[1-9]\d{9,}(?!\w)")),
     ("ip-address", re.compile(r"(?<![\w.=<>~^-])(?:\d{1,3}\.){3}\d{1,3}(?![\w.-]*\w)(?:/\d{1,2})?")),
@@ -96,6 +104,7 @@ RULES: dict[str, tuple[str, str]] = {
     "identifier": ("a field that identifies a person, scan or place, with a value", "remove the value"),
     "case-id": ("a case, patient or file name of the training data", "remove it"),
     "machine": ("the name of this machine or its user", "remove it"),
+    "secret": ("a password, token or private key", "remove it and change it, it may be known already"),
     "case-list": ("a list of single cases", "keep the summary and remove the list"),
     "training-log": ("a training log", "do not ship it"),
     "event-file": ("an event file, which names the machine that wrote it", "do not ship it"),
@@ -109,6 +118,7 @@ RULES: dict[str, tuple[str, str]] = {
     "dicom": ("a DICOM object, which names a patient", "do not ship it"),
     "hidden-file": ("a hidden file, a backup or a cache", "do not ship it"),
     "private-folder": ("a file of the private folder eval/", "do not ship it"),
+    "link": ("a link to another place", "ship the file itself or nothing"),
     "unreadable": ("something that cannot be looked into", "remove it or ship it in an open form"),
 }
 
@@ -137,16 +147,17 @@ def sentence(rule: str, found: str = "") -> str:
 
 
 _RUN = re.compile(r"[^\W\d_]+|\d+")
-_GENERIC = set(
-    re.findall(
-        r"\w+",
-        "image images img label labels mask masks seg segmentation scan scans volume volumes case cases patient patients "
-        "subject subjects train training test testing val validation data dataset imagestr labelstr imagests labelsts "
-        "background foreground series study ct mr mri pet us xray input output prediction reference channel slice "
-        "medunet monai torch pytorch model models bundle config configs docs true false null none unknown anonymous "
-        "frame default medical device",
+_GENERIC = {
+    word
+    for line in (
+        "image images img label labels mask masks seg segmentation scan scans volume volumes case cases patient patients",
+        "subject subjects train training test testing val validation data dataset imagestr labelstr imagests labelsts",
+        "background foreground series study ct mr mri pet us xray input output prediction reference channel slice frame",
+        "medunet monai torch pytorch model models bundle config configs docs true false null none unknown anonymous",
+        "default medical device",
     )
-)
+    for word in line.split()
+}
 _NUMBERED = re.compile(
     r"(?:fold|model|layer|level|block|conv|class|channel|label|step|epoch|version|v|stage|head|down|up|norm)\W?\d{1,2}"
 )

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from medunet.trust.findings import Level
 
 _BASE64 = re.compile(r"(?<![\w+/=-])[A-Za-z0-9+/_-]{8,}={0,2}(?![\w+/=-])")
-_WRAPPED = re.compile(r"(?:^[ \t]*[A-Za-z0-9+/]{40,76}[ \t]*\r?\n)+[ \t]*[A-Za-z0-9+/]*={0,2}[ \t]*$", re.M)
+WRAPPED = re.compile(r"(?:^[ \t]*[A-Za-z0-9+/]{40,76}[ \t]*\r?\n)+[ \t]*[A-Za-z0-9+/]*={0,2}[ \t]*$", re.M)
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9a-f]{2}){6,}|(?:[0-9A-F]{2}){6,})(?![0-9A-Za-z])")
 _HEX_BYTES = re.compile(r"(?:\b[0-9A-Fa-f]{2}[ :]){5,}[0-9A-Fa-f]{2}\b")
 _ESCAPE = re.compile(r"\\u\{?([0-9A-Fa-f]{4})\}?|\\x([0-9A-Fa-f]{2})|\\U([0-9A-Fa-f]{8})|\\([0-7]{3})")
@@ -37,13 +37,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something about a file that is not a word in it."""
+    """Something about a file that is not a word in it; `quoted` is text of the file, to be shown shortened."""
 
     level: Level
     rule: str
     key: str = ""
     what: str = ""
-    line: int = 0
+    quoted: str = ""
 
 
 Found: TypeAlias = Piece | Remark
@@ -54,7 +54,7 @@ def under(prefix: str, found: Found) -> Found:
     key = f"{prefix}: {found.key}" if found.key else prefix
     if isinstance(found, Piece):
         return Piece(key, found.text, found.line, found.name, found.careful, found.raw)
-    return Remark(found.level, found.rule, key, found.what, found.line)
+    return Remark(found.level, found.rule, key, found.what, found.quoted)
 
 
 def as_text(data: bytes) -> str | None:
@@ -112,9 +112,6 @@ def decoded(text: str) -> Iterator[tuple[int, str, bytes | str]]:
         yield match.start(), "hex", bytes.fromhex(re.sub("[ :]", "", match.group()))
     for match in _BASE64.finditer(text):
         yield from _base64(match.start(), match.group())
-    if "\n" in text:
-        for match in _WRAPPED.finditer(text):
-            yield from _base64(match.start(), re.sub(r"\s", "", match.group()))
 
 
 def _base64(start: int, token: str) -> Iterator[tuple[int, str, bytes]]:

@@ -13,19 +13,19 @@ from typing import Any
 
 import yaml
 
-from medunet.trust.pieces import Found, Piece, Remark
+from medunet.trust.pieces import WRAPPED, Found, Piece, Remark
 
 LARGE = 4_000_000
 """Characters above which a text is only read line by line, without keys."""
 
 _CASE_KEYS = {
-    "id", "case", "case_id", "caseid", "patient", "patient_id", "patientid", "subject", "subject_id", "participant_id",
-    "image", "images", "img", "label", "scan", "scan_id", "study", "file", "filename", "file_name", "path", "image_path",
-    "label_path", "image_id", "series", "name_of_case",
+    "id", "case", "case_id", "caseid", "patient", "patient_id", "patientid", "subject", "subject_id",
+    "participant_id", "image", "images", "img", "label", "scan", "scan_id", "study", "file", "filename", "file_name",
+    "path", "image_path", "label_path", "image_id", "series", "name_of_case",
 }  # fmt: skip
 _LISTS = {
     "cases", "training", "validation", "test", "testing", "train", "val", "patients", "subjects", "scans", "studies",
-    "case_ids", "patient_ids", "train_cases", "val_cases", "test_cases", "per_case", "files", "images", "folds", "splits",
+    "case_ids", "patient_ids", "train_cases", "val_cases", "test_cases", "per_case", "files", "images", "splits",
 }  # fmt: skip
 _SCORES = {"dice", "hd95", "hd95_mm", "hausdorff_mm", "nsd", "iou", "assd_mm", "jaccard", "dsc"}
 _LOG_LINE = re.compile(r"\b(?:epoch|iteration|iter|step)\b[^\n]{0,80}?\b(?:loss|dice|lr|metric)\b", re.I)
@@ -49,24 +49,29 @@ def text_pieces(name: str, text: str) -> Iterator[Found]:
 
 
 def _lines(suffix: str, text: str) -> Iterator[Found]:
+    """Every line as it stands, comments apart, and blocks of base64 joined."""
+    for match in WRAPPED.finditer(text):
+        joined = re.sub(r"\s", "", match.group())
+        yield Piece("lines of base64", joined, text.count("\n", 0, match.start()) + 1)
     marked = suffix in (".html", ".htm", ".svg", ".xml", ".md")
     comment = False
     for number, line in enumerate(text.splitlines(), 1):
-        opens = marked and "<!--" in line
-        comment = comment or opens
-        key = "comment" if comment or (not marked and _is_comment(suffix, line)) else ""
-        if line.strip():
-            yield Piece(key, line[:100_000], number, raw=True)
+        comment = comment or (marked and "<!--" in line)
+        start = len(line) if comment or marked else _comment_of(suffix, line)
+        if line[:start].strip():
+            yield Piece("comment" if comment else "", line[:start][:100_000], number, raw=True)
+        if line[start:].strip():
+            yield Piece("comment", line[start:][:100_000], number, raw=True)
         if comment and "-->" in line:
             comment = False
-    if "<metadata" in text and suffix == ".svg":
-        yield Remark("note", "image-text", "metadata")
 
 
-def _is_comment(suffix: str, line: str) -> bool:
-    if suffix in (".yaml", ".yml", ".toml", ".py", ".sh", ""):
-        return comment_start(line) is not None
-    return suffix in (".ini", ".conf", ".cfg") and line.lstrip().startswith(("#", ";"))
+def _comment_of(suffix: str, line: str) -> int:
+    """Where the comment of a line starts; the line's length without one."""
+    if suffix in (".yaml", ".yml", ".toml", ".py", ".sh"):
+        start = comment_start(line)
+        return len(line) if start is None else start
+    return 0 if suffix in (".ini", ".conf", ".cfg") and line.lstrip().startswith(("#", ";")) else len(line)
 
 
 def comment_start(line: str) -> int | None:
@@ -159,7 +164,9 @@ def _lists_cases(name: str, value: Any, items: Sequence[Any]) -> bool:
         entries = [item for item in items if isinstance(item, Mapping) and "_target_" not in item]
         named = sum(bool({str(key).lower() for key in entry} & _CASE_KEYS) for entry in entries)
         scored = sum(bool({str(key).lower() for key in entry} & _SCORES) for entry in entries)
-        if "fold" in {str(key).lower() for entry in entries for key in entry} and name == "folds":
+        if entries and all(
+            "fold" in entry and not {str(key).lower() for key in entry} & _CASE_KEYS for entry in entries
+        ):
             return False
         listed = name in _LISTS and all(isinstance(item, str) and not item.startswith("@") for item in items)
         return listed or (bool(entries) and (named >= 1 or scored >= 2))
@@ -170,34 +177,41 @@ def _lists_cases(name: str, value: Any, items: Sequence[Any]) -> bool:
 def _yaml_pieces(text: str) -> Iterator[Found]:
     try:
         for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
-            yield from _yaml_nodes(document, ())
-            yield from case_lists(_plain(document))
+            yield from _yaml_nodes(document, (), set())
+            yield from case_lists(_plain(document, set()))
     except (yaml.YAMLError, RecursionError):
         return
 
 
-def _yaml_nodes(node: yaml.Node, path: tuple[Any, ...]) -> Iterator[Found]:
-    line = node.start_mark.line + 1 if node is not None else 0
+def _yaml_nodes(node: Any, path: tuple[Any, ...], seen: set[int]) -> Iterator[Found]:
+    """Each node once, however many aliases point to it."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
         named = path[-1] if path and isinstance(path[-1], str) else ""
         yield Piece(_key(path), node.value, line + (node.style in ("|", ">")), named)
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            yield from _yaml_nodes(item, (*path, number))
+            yield from _yaml_nodes(item, (*path, number), seen)
     elif isinstance(node, yaml.MappingNode):
         for key, item in node.value:
             inner = (*path, str(key.value) if isinstance(key, yaml.ScalarNode) else "?")
             yield Piece(_key(inner), str(inner[-1]), key.start_mark.line + 1)
-            yield from _yaml_nodes(item, inner)
+            yield from _yaml_nodes(item, inner, seen)
 
 
-def _plain(node: Any) -> Any:
-    """A node's content without tags or aliases that grow."""
+def _plain(node: Any, seen: set[int]) -> Any:
+    """A node's content without tags; what an alias repeats is left out."""
+    if node is None or id(node) in seen:
+        return None
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        return {str(key.value): _plain(item) for key, item in node.value}
+        return {str(key.value): _plain(item, seen) for key, item in node.value}
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item) for item in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else None
+        return [_plain(item, seen) for item in node.value]
+    return node.value
 
 
 def _ini_pieces(text: str) -> Iterator[Found]:
