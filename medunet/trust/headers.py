@@ -213,7 +213,8 @@ def tiff(data: bytes, prefix: str = "") -> Iterator[Found]:
     first = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
     if prefix:
         yield Remark("danger", "image-text", prefix, "Exif data")
-    pending, seen, number = [(first, "")], set(), 0
+    pending, number = [(first, "")], 0
+    seen: set[int] = set()
     while pending and len(seen) < 200:
         offset, label = pending.pop(0)
         if offset in seen or not 0 < offset < len(data) - 2:

@@ -150,11 +150,11 @@ _RUN = re.compile(r"[^\W\d_]+|\d+")
 _GENERIC = {
     word
     for line in (
-        "image images img label labels mask masks seg segmentation scan scans volume volumes case cases patient patients",
-        "subject subjects train training test testing val validation data dataset imagestr labelstr imagests labelsts",
-        "background foreground series study ct mr mri pet us xray input output prediction reference channel slice frame",
+        "image images img label labels mask masks seg segmentation scan scans volume volumes case cases patient",
+        "subject train training test testing val validation data dataset imagestr labelstr imagests labelsts",
+        "background foreground series study ct mr mri pet us xray input output prediction reference channel slice",
         "medunet monai torch pytorch model models bundle config configs docs true false null none unknown anonymous",
-        "default medical device",
+        "default medical device frame subjects patients",
     )
     for word in line.split()
 }
@@ -265,8 +265,12 @@ def _pattern_hits(rule: str, pattern: re.Pattern[str], text: str) -> Iterator[Hi
     for match in pattern.finditer(text):
         group = 1 if rule in ("date", "identifier") else 0
         hit = Hit(rule, match.start(group), match.group(group))
-        if _REAL.get(rule, lambda *_: True)(hit, text):
+        if _REAL.get(rule, _always)(hit, text):
             yield hit
+
+
+def _always(hit: Hit, text: str) -> bool:
+    return True
 
 
 def _real_path(hit: Hit, text: str) -> bool:
@@ -290,8 +294,10 @@ def _real_ip(hit: Hit, text: str) -> bool:
         address = ipaddress.ip_address(hit.found.split("/")[0])
     except ValueError:
         return False
-    plain = address.version == 6 or not _VERSION_BEFORE.search(text[: hit.start][-24:])
-    return plain and not (address.is_loopback or address.is_unspecified or str(address).startswith("255."))
+    if address.is_loopback or address.is_unspecified or str(address).startswith("255."):
+        return False
+    certain = address.version == 6 or address.is_private or len(str(address)) >= 11
+    return certain and not _VERSION_BEFORE.search(text[: hit.start][-24:])
 
 
 def _real_value(hit: Hit, text: str) -> bool:

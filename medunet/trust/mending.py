@@ -174,7 +174,11 @@ def _mend_config(path: Path, findings: Sequence[Finding]) -> set[Finding]:
     after = "\n".join(lines)
     if not done or _values(path, before) != _values(path, after):
         return set()
-    _rewrite(path, lambda _, target: target.write(after.encode("utf-8")) and None)
+
+    def change(source: BinaryIO, target: BinaryIO) -> None:
+        target.write(after.encode("utf-8"))
+
+    _rewrite(path, change)
     return done
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import csv
 import io
 import json
@@ -36,7 +35,7 @@ def text_pieces(name: str, text: str) -> Iterator[Found]:
     """Keys and values, then every line, of a text file called `name`."""
     suffix = PurePosixPath(name.lower()).suffix
     if len(text) <= LARGE:
-        if suffix in (".json", ".ipynb", ".geojson") or text.lstrip()[:1] in ("{", "["):
+        if suffix in (".json", ".jsonl", ".ipynb", ".geojson"):
             yield from json_pieces(text)
         elif suffix in (".yaml", ".yml"):
             yield from _yaml_pieces(text)
@@ -44,6 +43,8 @@ def text_pieces(name: str, text: str) -> Iterator[Found]:
             yield from _ini_pieces(text)
         elif suffix in (".csv", ".tsv"):
             yield from _csv_pieces(text, "\t" if suffix == ".tsv" else ",")
+        elif text.lstrip()[:1] in ("{", "["):
+            yield from json_pieces(text)
     yield from _log(name, text)
     yield from _lines(suffix, text)
 
@@ -215,16 +216,12 @@ def _plain(node: Any, seen: set[int]) -> Any:
 
 
 def _ini_pieces(text: str) -> Iterator[Found]:
-    parser = configparser.RawConfigParser(strict=False, allow_no_value=True)
-    lines = text.splitlines()
-    try:
-        parser.read_string(text)
-    except configparser.Error:
-        return
-    for section in parser.sections():
-        for key, value in parser.items(section):
-            at = next((n for n, line in enumerate(lines, 1) if line.strip().lower().startswith(key)), 0)
-            yield Piece(f"{section}::{key}", value or "", at, key)
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("["):
+            section = line.strip(" []")
+        elif (match := re.match(r"\s*([\w.-]+)\s*[=:]\s*(.*)", line)) is not None:
+            yield Piece(f"{section}::{match.group(1)}", match.group(2), number, match.group(1))
 
 
 def _csv_pieces(text: str, delimiter: str) -> Iterator[Found]:
