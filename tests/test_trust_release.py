@@ -145,7 +145,7 @@ TEXTS: list[tuple[str, str, str, str, str]] = [
     ("log", "docs/run.log", "anything\n", "training-log", ""),
     ("log by its lines", "docs/x.txt", "epoch 1 loss 0.1\n" * 9, "training-log", ""),
     ("json lines of cases", "docs/r.jsonl", '{"id": "q", "dice": 1}\n{"id": "r", "dice": 0}\n', "case-list", ""),
-    ("notebook output", "docs/n.ipynb", '{"cells": [{"outputs": ["/home/jane/x"]}]}', "absolute-path", "cells::0::outputs"),
+    ("notebook output", "docs/n.ipynb", '{"cells": [{"outputs": ["/home/jane/x"]}]}', "absolute-path", "outputs::0"),
     ("token", "docs/README.md", "\nhf_abcdefghijklmnopqrst\n", "secret", ""),
     ("mac address", "docs/README.md", "\n3c:22:fb:9a:00:1e\n", "mac-address", ""),
     ("digest of an id", "docs/README.md", "\n51b9fa5b5e4b4df5d2f5b0d1a0a2b4a7\n", "case-id", ""),
@@ -706,7 +706,7 @@ def file_with(kind: str, rng: random.Random, word: str) -> tuple[str, bytes]:
         "gz": gzip.compress(plain.encode()),
         "base64": base64.b64encode(plain.encode()),
     }
-    return f"a.{kind}" if kind in ("md", "txt", "gz") else "a.dat", coded.get(kind, data)
+    return f"a.{kind}" if kind in ("md", "txt", "gz") else "a.dat", coded.get(kind, plain.encode())
 
 
 @hypothesis_settings(max_examples=150)
