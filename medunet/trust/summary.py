@@ -105,8 +105,13 @@ def _training(log: Path, best: Any) -> dict[str, Any]:
 def _ranges(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     """Smallest, middle and largest of each axis."""
     columns = list(zip(*rows, strict=False))
-    reductions = {"min": min, "median": statistics.median, "max": max}
-    return {name: [reduce(column) for column in columns] for name, reduce in reductions.items()} if columns else {}
+    if not columns:
+        return {}
+    return {
+        "min": [min(column) for column in columns],
+        "median": [statistics.median(column) for column in columns],
+        "max": [max(column) for column in columns],
+    }
 
 
 def _number(name: str) -> int:
