@@ -168,9 +168,9 @@ def _performance(facts: Mapping[str, Any]) -> str:
             f"## Performance\n\nScores: {NOT_AVAILABLE}. The model has not been scored, or its scores were not shipped."
         )
     text += [
-        f"""On validation cases, which the network of that fold was not trained on: the mean over cases and, in brackets, its
-95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where it would rest
-on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
+        f"""On validation cases, which the network of that fold was not trained on: the mean over cases and, in
+brackets, its 95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where it
+would rest on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
     ]
     for fold in folds:
         text += [f"### Fold {fold['fold']}", table(("what", "number"), [("validation cases", number(fold["cases"]))])]
@@ -231,8 +231,8 @@ def _expected(facts: Mapping[str, Any]) -> str:
     ]
     return (
         title
-        + "`medunet predict` says which Dice to expect of each class, from how certain the network was. It sorts cases\n"
-        "for review and does not measure: a network that is sure of a wrong answer is believed.\n\n"
+        + "`medunet predict` says which Dice to expect of each class, from how certain the network was. It sorts\n"
+        "cases for review and does not measure: a network that is sure of a wrong answer is believed.\n\n"
         + table(("class", "cases behind it", "present in all of them"), rows)
     )
 
@@ -245,7 +245,7 @@ def _limits(facts: Mapping[str, Any]) -> str:
         else []
     )
     lines = [
-        "- Validation cases come from the same source as the training cases. Expect worse elsewhere, and test it there.",
+        "- Validation cases come from the same source as the training cases. Expect worse elsewhere; test it there.",
         "- The best weights are picked by the same validation cases while training; a score of them flatters.",
         "- Scores say nothing about what the data do not have: implants, earlier surgery, rare anatomy, children.",
         *few,
