@@ -297,6 +297,35 @@ def npy_of_strings(root: Path) -> str:
     return "docs/a.npy"
 
 
+@leak("case-id", "byte")
+def npy_of_records(root: Path) -> str:
+    np.save(root / "docs" / "a.npy", np.array([("hidden_042", 1.0)], dtype=[("n", "S16"), ("v", "f8")]))
+    return "docs/a.npy"
+
+
+@leak("case-id", "pickle string")
+def npy_of_objects(root: Path) -> str:
+    np.save(root / "docs" / "a.npy", np.array([{"x": "hidden_042"}], dtype=object), allow_pickle=True)
+    return "docs/a.npy"
+
+
+@leak("document-info", "member docProps/core.xml")
+def office_document(root: Path) -> str:
+    with zipfile.ZipFile(root / "docs" / "a.docx", "w") as archive:
+        archive.writestr("docProps/core.xml", "<creator>Jane</creator>")
+    return "docs/a.docx"
+
+
+@leak("case-id", "")
+def end_of_a_long_line(root: Path) -> str:
+    return write(root, "docs/a.html", b"<p>" + b"words and more " * 30_000 + b"hidden_042</p>")
+
+
+@leak("case-id", "")
+def invisible_characters(root: Path) -> str:
+    return write(root, "docs/a.md", "from hid\u200bden_042, twice\n".encode())
+
+
 @leak("case-id", "member hidden_042.npy")
 def npz_member(root: Path) -> str:
     np.savez(root / "docs" / "a.npz", hidden_042=np.zeros(2))
@@ -608,6 +637,7 @@ HARMLESS = [
     "208 cases of 195 patients, fold 1 of 5, image 1, 12:30:45, case 1, a ~ b, ~5 mm, 0.48213, 48213.5 and 148213",
     "Released 2024-05-01. Copyright 2023-2026. 2019-11-30 version two.",
     "MR_T1 image and mask; MR_T1_image.nii.gz; PatientID decides the fold; patient: '@x'; MRN: unknown",
+    "see /path/to/data; ds.PatientID = source.PatientID; api_key = os.getenv('KEY'); AccessionNumber=str(number)",
     "#!/usr/bin/env python\npython -m monai.bundle run --config_file configs/train.yaml > /dev/null",
     "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 ]  # fmt: skip
@@ -622,7 +652,7 @@ def test_harmless_words_are_no_hit(tmp_path: Path, text: str) -> None:
 
 def test_random_weights_are_no_hit(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    (tmp_path / "m.onnx").write_bytes(rng.bytes(8_000_000))
+    (tmp_path / "m.onnx").write_bytes(rng.bytes(4_000_000))
     torch.save({"a.weight": torch.from_numpy(rng.normal(size=500_000))}, tmp_path / "m.pt")
     assert examine_release(tmp_path, INDEX) == ()
 
@@ -635,7 +665,7 @@ def test_many_findings_are_counted(tmp_path: Path) -> None:
 
 
 def test_big_weights_are_streamed(tmp_path: Path) -> None:
-    """A gigabyte of weights and 40 MB of unknown bytes, in a process that may use 200 MB."""
+    """A gigabyte of weights and 10 MB of unknown bytes, in a process that may use 200 MB."""
     import subprocess
     import sys
 
@@ -645,7 +675,7 @@ def test_big_weights_are_streamed(tmp_path: Path) -> None:
             block = np.random.default_rng(0).bytes(1_000_000)
             for _ in range(1000):
                 stream.write(block)
-    (tmp_path / "m.bin").write_bytes(np.random.default_rng(1).bytes(40_000_000))
+    (tmp_path / "m.bin").write_bytes(np.random.default_rng(1).bytes(10_000_000))
     program = (
         "import sys; from pathlib import Path; from medunet.trust.release import examine_release\n"
         "index = {'training': [{'id': 'hidden_042'}]}\n"

@@ -25,6 +25,7 @@ from medunet.trust.texts import text_pieces
 LIMIT = 64_000_000
 DEPTH = 5
 _BLOCK = 4_000_000
+_TEXT = 16_000_000
 _TENSOR = re.compile(r"(?:^|/)(?:data|constants|weights|tensors)/(?:\w*_)?\d+$|/storages?/\d+$")
 _WEIGHT_GLOBALS = re.compile(
     r"collections OrderedDict|torch\.storage \w+|torch \w*(?:Storage|Size|float\w*|int\w*|bool|half|double|device)"
@@ -86,7 +87,7 @@ def _text_or_unknown(name: str, stream: BinaryIO, head: bytes, depth: int) -> It
     if as_text(head) is None:
         yield from _unknown(stream)
         return
-    data = stream.read(16_000_000)
+    data = stream.read(_TEXT) + stream.readline(_BLOCK)
     line = 0
     while data:
         text = as_text(data)
@@ -97,7 +98,7 @@ def _text_or_unknown(name: str, stream: BinaryIO, head: bytes, depth: int) -> It
             for found in text_pieces(name, text):
                 yield found if not line else _moved(found, line)
             line += text.count("\n")
-        data = stream.read(16_000_000)
+        data = stream.read(_TEXT) + stream.readline(_BLOCK)
 
 
 def _moved(found: Found, line: int) -> Found:
@@ -134,8 +135,20 @@ def _zip(stream: BinaryIO, depth: int) -> Iterator[Found]:
                 yield Piece(f"member {shown}: zip extra field", run)
             if member.flag_bits & 1:
                 yield Remark("danger", "unreadable", f"member {shown}", "encrypted")
+            elif shown == "docProps/core.xml":
+                yield Remark("danger", "document-info", f"member {shown}", "an office document's author and dates")
             elif not member.is_dir():
                 yield from _member(archive, member, shown, torch_root is not None, depth)
+
+
+def _array(stream: BinaryIO) -> Iterator[Found]:
+    """An array's header and texts; an array of objects is a pickle."""
+    objects = False
+    for found in headers.npy(stream):
+        objects = objects or (found.key == "header" and isinstance(found, Piece) and "O'" in found.text)
+        yield found
+    if objects:
+        yield from pickle_strings(stream)
 
 
 def _comment(key: str, content: bytes) -> Iterator[Found]:
@@ -264,7 +277,7 @@ _MAGIC: tuple[tuple[bytes, Any], ...] = (
     (b"MM\0*", lambda stream: headers.tiff(stream.read(LIMIT))),
     (b"II+\0", lambda stream: headers.tiff(stream.read(LIMIT))),
     (b"%PDF", headers.pdf),
-    (b"\x93NUMPY", headers.npy),
+    (b"\x93NUMPY", lambda stream: _array(stream)),
     (b"NRRD", headers.volume_text),
     (b"ObjectType", headers.volume_text),
     (b"7z\xbc\xaf\x27\x1c", lambda _: iter([Remark("danger", "unreadable", "", "7z")])),

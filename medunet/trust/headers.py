@@ -295,6 +295,9 @@ def npy(stream: BinaryIO) -> Iterator[Found]:
         text = content.decode("utf-32" if kind.group(1) == "U" else "latin-1", "replace")
         for number, value in enumerate(re.split("\0+", text)[:100_000]):
             yield Piece(f"value {number}", value)
+    elif re.search(r"'[<>|=]?[SU]\d", header):
+        for offset, run in printable_runs(stream.read(16 * MEGABYTE), 5):
+            yield Piece(f"byte {offset}", run, careful=True)
 
 
 def safetensors(stream: BinaryIO, length: int) -> Iterator[Found]:

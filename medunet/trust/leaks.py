@@ -12,12 +12,13 @@ import ipaddress
 import os
 import re
 import socket
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-_ROOTS = "home|Users|root|mnt|media|scratch|data|srv|tmp|work|nfs|net|vol|volumes|lustre|gpfs|project|projects|private"
+_ROOTS = "home|Users|root|mnt|media|scratch|data|srv|tmp|work|nfs|net|[Vv]olumes?|lustre|gpfs|projects?|private"
 _PERSON = (
     r"birth|born|dob|patient|subject|study|series|acqui\w+|scan(?:ned)?|exam\w*|admi(?:ssion|tted)|discharged?|visit"
     r"|deceased|died|death|geboren|geb\.|naissance|nacimiento"
@@ -86,9 +87,23 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(rf"(?<![^\W_])(?:{_KEY_NAMES})[\"']?[ \t]*[:=#][ \t#]*[\"']?([^\s\"',;}}\]]+)", re.I),
     ),
 )
+_CONTAINS = {
+    "date": re.compile(r"(?:19|20)\d\d"),
+    "e-mail": re.compile(r"@|\[at\]|%40", re.I),
+    "person-name": re.compile(r"\^"),
+    "internal-address": re.compile("://"),
+    "identifier": re.compile("[:=#]"),
+    "uid": re.compile(r"\d\."),
+    "ip-address": re.compile("[.:]"),
+    "mac-address": re.compile("[:-]"),
+    "secret": re.compile("[-_=:]|AKIA", re.I),
+}
 _CAREFUL = ("e-mail", "uid", "absolute-path")
-_HARMLESS_PATHS = re.compile(r"/(?:usr/bin|bin|usr/local/bin|dev|proc|etc|opt/(?:conda|monai))/", re.I)
+_HARMLESS_PATHS = re.compile(
+    r"/(?:usr/bin|bin|usr/local/bin|dev|proc|etc|opt/(?:conda|monai)|path(?:/to)?|your)/", re.I
+)
 _PUBLIC_UIDS = ("1.2.840.10008.", "2.16.840.1.113883.")
+_CODE = re.compile(r"\w[(\[]|^[a-z_]\w*\.[A-Za-z_]")
 _LOCAL = ("localhost", "127.0.0.1")
 _VERSION_BEFORE = re.compile(r"(?:version|release|\bv|[=<>~^])[\s\"':=]*$", re.I)
 
@@ -177,7 +192,7 @@ class Names:
                 self._add(word, kind)
 
     def _add(self, word: str, kind: str) -> None:
-        runs = _RUN.findall(word.lower())
+        runs = _RUN.findall(_plain_letters(word).lower())
         node = self._tree
         for run in runs:
             node = node.setdefault(run, {})
@@ -251,14 +266,27 @@ class Private:
 
         `careful`: the text was cut out of unknown bytes, where only unmistakable things count.
         """
+        if not text.isascii():
+            text = _plain_letters(text)
         found = [Hit("case-id", *hit) for hit in self.cases.hits(text)]
         found += [Hit("machine", *hit) for hit in self.machine.hits(text)]
         for rule, pattern in _PATTERNS:
-            if not careful or rule in _CAREFUL:
+            if (not careful or rule in _CAREFUL) and _possible(rule, text):
                 found += [hit for hit in _pattern_hits(rule, pattern, text) if not careful or _unmistakable(hit)]
         if name and not careful:
             found += _named(name, text)
         return _without_overlaps(found)
+
+
+def _possible(rule: str, text: str) -> bool:
+    """A cheap look for what every match of a rule contains."""
+    return rule not in _CONTAINS or bool(_CONTAINS[rule].search(text))
+
+
+def _plain_letters(text: str) -> str:
+    """Letters as they are usually written (NFKC), without invisible characters between them."""
+    kept = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    return unicodedata.normalize("NFKC", kept)
 
 
 def _pattern_hits(rule: str, pattern: re.Pattern[str], text: str) -> Iterator[Hit]:
@@ -302,12 +330,16 @@ def _real_ip(hit: Hit, text: str) -> bool:
 
 def _real_value(hit: Hit, text: str) -> bool:
     value = hit.found.strip("\"'`*_.(<[{|").lower()
-    return value not in _NOTHING and not value.startswith(("@", "$", "%"))
+    return value not in _NOTHING and not value.startswith(("@", "$", "%")) and not _CODE.search(hit.found)
+
+
+def _real_secret(hit: Hit, text: str) -> bool:
+    return not re.search(r"[:=]\s*[a-z_][\w.]*\(|[:=]\s*(?:none|null|true|false|self\.|os\.)", hit.found, re.I)
 
 
 _REAL: dict[str, Callable[[Hit, str], bool]] = {
     "absolute-path": _real_path, "internal-address": _real_address, "uid": _real_uid, "ip-address": _real_ip,
-    "identifier": _real_value,
+    "identifier": _real_value, "secret": _real_secret,
 }  # fmt: skip
 
 

@@ -169,8 +169,8 @@ def _performance(facts: Mapping[str, Any]) -> str:
         )
     text += [
         f"""On validation cases, which the network of that fold was not trained on: the mean over cases and, in
-brackets, its 95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where it
-would rest on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
+brackets, its 95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where
+it would rest on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
     ]
     for fold in folds:
         text += [f"### Fold {fold['fold']}", table(("what", "number"), [("validation cases", number(fold["cases"]))])]

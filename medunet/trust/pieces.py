@@ -6,6 +6,7 @@ import base64
 import binascii
 import html
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,6 +18,7 @@ _BASE64 = re.compile(r"(?<![\w+/=-])[A-Za-z0-9+/_-]{8,}={0,2}(?![\w+/=-])")
 WRAPPED = re.compile(r"(?:^[ \t]*[A-Za-z0-9+/]{40,76}[ \t]*\r?\n)+[ \t]*[A-Za-z0-9+/]*={0,2}[ \t]*$", re.M)
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x)?((?:[0-9a-f]{2}){6,}|(?:[0-9A-F]{2}){6,})(?![0-9A-Za-z])")
 _HEX_BYTES = re.compile(r"(?:\b[0-9A-Fa-f]{2}[ :]){5,}[0-9A-Fa-f]{2}\b")
+_ODD = ("Cc", "Cn", "Co", "Cs")
 _ESCAPE = re.compile(r"\\u\{?([0-9A-Fa-f]{4})\}?|\\x([0-9A-Fa-f]{2})|\\U([0-9A-Fa-f]{8})|\\([0-7]{3})")
 
 
@@ -82,7 +84,7 @@ def as_text(data: bytes) -> str | None:
 
 def _readable(text: str) -> bool:
     """Few control characters."""
-    odd = sum(not character.isprintable() and character not in "\t\r\n\f\x1b" for character in text)
+    odd = sum(unicodedata.category(character) in _ODD and character not in "\t\r\n\f\x1b" for character in text)
     return odd <= len(text) * 0.02
 
 

@@ -45,6 +45,8 @@ def text_pieces(name: str, text: str) -> Iterator[Found]:
             yield from _csv_pieces(text, "\t" if suffix == ".tsv" else ",")
         elif text.lstrip()[:1] in ("{", "["):
             yield from json_pieces(text)
+    elif text.lstrip()[:1] in ("{", "["):
+        yield from _structure(text)
     yield from _log(name, text)
     yield from _lines(suffix, text)
 
@@ -60,9 +62,9 @@ def _lines(suffix: str, text: str) -> Iterator[Found]:
         comment = comment or (marked and "<!--" in line)
         start = len(line) if comment or marked else _comment_of(suffix, line)
         if line[:start].strip():
-            yield Piece("comment" if comment else "", line[:start][:100_000], number, raw=True)
+            yield Piece("comment" if comment else "", line[:start], number, raw=True)
         if line[start:].strip():
-            yield Piece("comment", line[start:][:100_000], number, raw=True)
+            yield Piece("comment", line[start:], number, raw=True)
         if comment and "-->" in line:
             comment = False
 
