@@ -848,3 +848,27 @@ def test_broken_files_are_named_not_fatal(tmp_path: Path) -> None:
     )
     found = examine_release(tmp_path)
     assert {f.place.file for f in found if f.rule == "unreadable"} >= {"a.gz", "b.zip", "e.pt"}
+
+
+def test_damaged_files_never_end_the_examination(clean: Path, tmp_path: Path) -> None:
+    """Every planted file, with bytes changed, cut and inserted at random."""
+    rng = random.Random(0)
+    samples = []
+    for name, _, _, plant in PLANTS:
+        root = tmp_path / name
+        shutil.copytree(clean, root)
+        file = root / plant(root)
+        if file.is_file() and not file.is_symlink():
+            samples.append((file.name, file.read_bytes()))
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for _ in range(400):
+        name, content = rng.choice(samples)
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 8)):
+            at = rng.randrange(min(len(damaged), rng.choice([64, 600, 100_000])) or 1)
+            damaged[at : at + rng.choice([0, 1, 1, 9])] = rng.choices([0, 127, 255, 10, 65], k=rng.randint(0, 2))
+        (folder / name).write_bytes(damaged[: rng.choice([len(damaged), rng.randint(1, len(damaged) + 1)])])
+        fix_release(folder, examine_release(folder, INDEX))
+        for path in folder.iterdir():
+            path.unlink()

@@ -49,7 +49,7 @@ def contents(name: str, stream: BinaryIO, depth: int = 0) -> Iterator[Found]:
     try:
         yield from _by_magic(name, stream, head, depth)
     except (OSError, EOFError, ValueError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
-            tarfile.TarError, RuntimeError, NotImplementedError) as error:  # fmt: skip
+            tarfile.TarError, RuntimeError, NotImplementedError, LookupError, OverflowError) as error:  # fmt: skip
         yield Remark("danger", "unreadable", "", f"{type(error).__name__}")
 
 
@@ -231,14 +231,17 @@ class _Bounded:
         self._stream = stream
 
     def read(self, size: int) -> bytes:
+        """`size` bytes, or a refusal."""
         if size > LIMIT:
             raise ValueError("a pickled value is too large")
         return self._stream.read(size)
 
     def readline(self) -> bytes:
+        """A line."""
         return self._stream.readline(LIMIT)
 
     def tell(self) -> int:
+        """The position."""
         return self._stream.tell()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import re
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -26,7 +28,7 @@ _DATASET_DIR = re.compile(
 
 
 def mend(root: Path, findings: Sequence[Finding]) -> set[Finding]:
-    """Mend what is safe to mend; the findings that no longer hold."""
+    """Mend what is safe to mend; the findings that no longer hold. A file that resists (broken) stays as it is."""
     done: set[Finding] = set()
     files: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -39,7 +41,8 @@ def mend(root: Path, findings: Sequence[Finding]) -> set[Finding]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             done |= {finding for finding in findings if _within(finding.place.file, name)}
         elif path.is_file():
-            done |= _mend_file(path, own)
+            with contextlib.suppress(OSError, ValueError, EOFError, OverflowError, struct.error, zlib.error):
+                done |= _mend_file(path, own)
     return done
 
 

@@ -106,11 +106,11 @@ def json_pieces(text: str) -> Iterator[Found]:
                 kinds.pop()
                 path.pop()
         elif token == "," and string is None:
-            if kinds and kinds[-1] == "[":
+            if kinds and kinds[-1] == "[" and isinstance(path[-1], int):
                 path[-1] += 1
             name = None
         elif token == ":" and string is None:
-            if kinds and name is not None:
+            if kinds and kinds[-1] == "{" and name is not None:
                 path[-1] = name
                 yield Piece(_key(path), name, line)
         elif string is not None or (kinds and kinds[-1] == "{"):
