@@ -54,6 +54,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("absolute-path", re.compile(r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,4}|/(?!/))[\w$.~%-][^\s\"'<>|]*")),
     ("absolute-path", re.compile(r"(?<![\\\w])\\{2,8}[A-Za-z][\w.-]+\\{1,4}[\w$.-]{2,}[^\s\"'<>|]*")),
+    ("absolute-path", re.compile(r"(?<![:\w/\"'<>])//[A-Za-z][\w-]*/[\w$-]+[^\s\"'<>]*")),
     ("absolute-path", re.compile(r"(?<![\w~.*)\]])~[\w.-]*/[\w.-][^\s\"'<>,;)]*")),
     (
         "absolute-path",
@@ -64,7 +65,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "e-mail",
-        re.compile(r"(?<![\w.+-])[\w.+-]+(?:@|\s?\[at\]\s?|%40)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"),
+        re.compile(r"(?<![\w.+-])[\w.+-]+(?:@|\s?[\[(]at[\])]\s?|%40)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"),
     ),
     (
         "secret",
@@ -80,8 +81,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mac-address", re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}([:-]))(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])")),
     ("ip-address", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:{1,2}){3,7}[0-9A-Fa-f]{1,4}(?![\w:])")),
     ("person-name", re.compile(r"(?<![^\W_])[^\W\d_][^\W\d_'’-]+\^[^\W\d_][^\W\d_'’-]+(?:\^[^\W\d_'’.-]*)*")),
+    ("person-name", re.compile(r"\b[Pp]atient(?:'?s? name)?\s?[:=]\s?[^\W\d_a-z][^\W\d_]+,? [^\W\d_a-z][^\W\d_]+")),
     ("date", re.compile(rf"(?:{_PERSON})[^\n]{{0,40}}?({_DATE})", re.I)),
     ("date", re.compile(rf"({_DATE})[^\n]{{0,24}}?\b(?:{_PERSON})", re.I)),
+    ("identifier", re.compile(r"\b(?:MRN|[Aa]ccession(?: [Nn]o\.?| [Nn]umber)?) ([A-Z]{0,3}\d{4,}\w*)")),
     (
         "identifier",
         re.compile(rf"(?<![^\W_])(?:{_KEY_NAMES})[\"']?[ \t]*[:=#][ \t#]*[\"']?([^\s\"',;}}\]]+)", re.I),
@@ -89,10 +92,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 _CONTAINS = {
     "date": re.compile(r"(?:19|20)\d\d"),
-    "e-mail": re.compile(r"@|\[at\]|%40", re.I),
-    "person-name": re.compile(r"\^"),
+    "e-mail": re.compile(r"@|[\[(]at[\])]|%40", re.I),
+    "person-name": re.compile(r"\^|[Pp]atient"),
     "internal-address": re.compile("://"),
-    "identifier": re.compile("[:=#]"),
+    "identifier": re.compile(r"[:=#]|MRN|ccession"),
     "uid": re.compile(r"\d\."),
     "ip-address": re.compile("[.:]"),
     "mac-address": re.compile("[:-]"),
@@ -182,7 +185,7 @@ _SHORT_CONTEXT = re.compile(
 
 
 class Names:
-    """Words to find as whole tokens, in any case and with any one separator: ``STS_001``, ``sts-001``, ``STS001``."""
+    """Words to find as whole tokens, in any case and however separated: ``STS_001``, ``sts-001``, ``STS001``."""
 
     def __init__(self, strong: Iterable[str], weak: Iterable[str] = ()) -> None:
         self._tree: dict[str, Any] = {}
@@ -245,7 +248,7 @@ class Names:
 
 
 def _joined(between: str) -> bool:
-    return len(between) <= 1 and (not between or between in "_-. ")
+    return len(between) <= 2 and all(character in "_-. " for character in between)
 
 
 @dataclass(frozen=True)
