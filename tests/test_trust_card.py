@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from medunet.errors import BundleError, InputError
-from medunet.trust import claim
-from medunet.trust.card import check_card, facts_of, write_card
-from medunet.trust.release import examine_release
-from medunet.trust.summary import summarise_data, summarise_scores
+from medunet.trust.card import claim
+from medunet.trust.card.model_card import check_card, facts_of, write_card
+from medunet.trust.gate.release import examine_release
+from medunet.trust.card.summary import summarise_data, summarise_scores
 
 
 def score(mean: float | None, low: float | None, high: float | None, n: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medunet.trust.metadata import REFERRED_IDS, REQUIRED_IDS, check_metadata, check_workflow_ids
+from medunet.trust.card.metadata import REFERRED_IDS, REQUIRED_IDS, check_metadata, check_workflow_ids
 
 TENSOR = {
     "type": "image", "format": "image", "num_channels": 1, "spatial_shape": [16, "*"], "dtype": "float32",

@@ -30,9 +30,9 @@ from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from medunet.trust import leaks
+from medunet.trust.gate import leaks
 from medunet.trust.findings import Finding
-from medunet.trust.release import examine_release, fix_release
+from medunet.trust.gate.release import examine_release, fix_release
 
 ID = "STS_017_MR_T1"
 INDEX: dict[str, Any] = {
@@ -682,7 +682,7 @@ def test_big_weights_are_streamed(tmp_path: Path) -> None:
                 stream.write(block)
     (tmp_path / "m.bin").write_bytes(np.random.default_rng(1).bytes(10_000_000))
     program = (
-        "import sys; from pathlib import Path; from medunet.trust.release import examine_release\n"
+        "import sys; from pathlib import Path; from medunet.trust.gate.release import examine_release\n"
         "index = {'training': [{'id': 'hidden_042'}]}\n"
         "found = examine_release(Path(sys.argv[1]), index)\n"
         "peak = next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]\n"

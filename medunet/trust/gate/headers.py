@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from medunet.trust.pieces import Found, Piece, Remark, as_text, printable_runs
-from medunet.trust.texts import json_pieces
+from medunet.trust.gate.pieces import Found, Piece, Remark, as_text, printable_runs
+from medunet.trust.gate.texts import json_pieces
 
 MEGABYTE = 1_000_000
 _NIFTI1 = {

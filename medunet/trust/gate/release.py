@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medunet.trust.contents import contents
+from medunet.trust.gate.contents import contents
 from medunet.trust.findings import Finding, Place
-from medunet.trust.leaks import Private, masked, sentence
-from medunet.trust.mending import mend
-from medunet.trust.pieces import Piece, Remark, as_text, decoded, under
+from medunet.trust.gate.leaks import Private, masked, sentence
+from medunet.trust.gate.mending import mend
+from medunet.trust.gate.pieces import Piece, Remark, as_text, decoded, under
 
 MOST = 25
 """Findings of one rule in one file that are listed one by one."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from medunet.trust import claim
+from medunet.trust.card import claim
 
 METRICS = {
     "dice": ("Dice", 3),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from medunet.trust.pieces import WRAPPED, Found, Piece, Remark
+from medunet.trust.gate.pieces import WRAPPED, Found, Piece, Remark
 
 LARGE = 4_000_000
 """Characters above which a text is only read line by line, without keys."""

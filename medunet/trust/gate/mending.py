@@ -17,8 +17,8 @@ from typing import BinaryIO
 import yaml
 
 from medunet.trust.findings import Finding
-from medunet.trust.headers import jpeg_segments, nifti_fields
-from medunet.trust.texts import comment_start
+from medunet.trust.gate.headers import jpeg_segments, nifti_fields
+from medunet.trust.gate.texts import comment_start
 
 _GONE = {"hidden-file", "event-file", "training-log"}
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")

@@ -18,9 +18,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from medunet.trust import headers
-from medunet.trust.pieces import Found, Piece, Remark, as_text, printable_runs, under
-from medunet.trust.texts import text_pieces
+from medunet.trust.gate import headers
+from medunet.trust.gate.pieces import Found, Piece, Remark, as_text, printable_runs, under
+from medunet.trust.gate.texts import text_pieces
 
 LIMIT = 64_000_000
 DEPTH = 5
