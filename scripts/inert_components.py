@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write medunet/trust/inert.txt: components of MONAI, Ignite and PyTorch that run nothing a config could choose.
+"""Write medunet/trust/inspection/inert.txt: components of MONAI, Ignite and PyTorch that run nothing a config could choose.
 
 Reviewed by rule, not by name: a module that is not listed here is left out; a parameter that names code, a file or a
 download is marked, and `medunet.trust.inspection.arguments` judges what stands there. Run it once per version of MONAI and read
 the difference.
 
-    python scripts/inert_components.py medunet/trust/inert.txt
+    python scripts/inert_components.py medunet/trust/inspection/inert.txt
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def table() -> Mapping[str, Component]:
     """Every exact name that is known to be inert."""
     rows: dict[str, Component] = {name: Component({}) for name in _HARMLESS_BUILTINS}
     for file in ("inert.txt", "inert_medunet.txt"):
-        text = (resources.files("medunet.trust") / file).read_text(encoding="utf-8")
+        text = (resources.files("medunet.trust.inspection") / file).read_text(encoding="utf-8")
         for line in text.splitlines():
             names, colon, words = line.partition(":")
             if not colon or line.startswith("#"):
