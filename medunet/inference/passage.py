@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medunet.data.resampling import Resampling
+from medunet.data.resampling import Box, Resampling
 from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
 from medunet.inference.placement import Place, Row, Windows
 from medunet.inference.quality import Certainty
-from medunet.inference.restoring import Restorer, Sink
-from medunet.types import AnyArray
+from medunet.inference.restoring import Restorer, Sink, blank
+from medunet.types import AnyArray, Shape
 
 _TOGETHER = 8_000_000  # probabilities that are judged at a time
 
@@ -54,7 +54,10 @@ class Passage:
         back = Resampling(image.grid, image.native)
         self.input, self.importance = border, importance
         self.windows = windows if back.aligned else windows.in_one_row()  # else any plane may need all planes
-        self.restorer = Restorer(back, windows.axis, values, sink)
+        self.labels = blank(image.file.shape, values)
+        inside = self.labels[tuple(slice(*bounds) for bounds in image.box)]
+        self.sink = None if sink is None else _Inside(sink, image)
+        self.restorer = Restorer(back, windows.axis, values, inside, self.sink)
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
         self._planes: tuple[int, Tensor] | None = None
@@ -84,7 +87,7 @@ class Passage:
                     waiting = []
             yield from self._run(slab, row, waiting)
         self._finish(self.windows.size[self.windows.axis])
-        return Segmentation(self.restorer.labels, [] if self.certainty is None else self.certainty.features())
+        return Segmentation(self.labels, [] if self.certainty is None else self.certainty.features())
 
     def _run(self, slab: Tensor, row: Row, places: Sequence[Place]) -> Generator[Tensor, Tensor, None]:
         if places:
@@ -119,6 +122,8 @@ class Passage:
         if self.accumulator is None:
             self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
             self.certainty = Certainty(logits.shape[0])
+            if self.sink is not None:
+                self.sink.fill(logits.shape[0])
         self.accumulator.add(logits, place)
 
     def _finish(self, stop: int) -> None:
@@ -144,6 +149,31 @@ class Passage:
             for part in torch.split(complete, step, dim=1 + self.windows.axis):
                 part = part.cpu() if part.device.type == "mps" else part  # which has no float64
                 self.certainty.update(part, most_probable(part))
+
+
+class _Inside:
+    """Hands probabilities of the part of a file that was seen to the sink of the whole; elsewhere all is background."""
+
+    def __init__(self, sink: Sink, image: NetworkImage | WholeImage) -> None:
+        self._sink, self._file, self._box = sink, image.file.shape, image.box
+
+    def __call__(self, number: int, box: Box, values: Tensor) -> None:
+        place = tuple((first + start, first + stop) for (first, _), (start, stop) in zip(self._box, box, strict=True))
+        self._sink(number, place, values)
+
+    def fill(self, classes: int) -> None:
+        """The background of all that was not seen; a single output is the foreground's and stays 0."""
+        for box in around(self._box, self._file) if classes > 1 else ():
+            self._sink(0, box, torch.ones(()).expand(*(stop - start for start, stop in box)))
+
+
+def around(box: Box, shape: Shape) -> list[Box]:
+    """Boxes that fill a volume without `box`, which they do not touch."""
+    rest: list[Box] = []
+    for axis, ((start, stop), size) in enumerate(zip(box, shape, strict=True)):
+        before, after = box[:axis], tuple((0, n) for n in shape[axis + 1 :])
+        rest += [(*before, side, *after) for side in ((0, start), (stop, size)) if side[0] < side[1]]
+    return rest
 
 
 def most_probable(probabilities: Tensor) -> Tensor:

@@ -177,16 +177,17 @@ class _Run:
 
     def _segment(self, work: Work) -> None:
         inferer, seen = self.segmenter.inferer, work.item.pop("seen")
+        seen = inferer.crop(seen, self.segmenter.network)
         self._tell(work.case.name, seen)
         channels = int(self.segmenter.plan["network"]["out_channels"])
-        keep = probability_file(self._probability_path(work.case), (channels, *seen.native.shape))
+        keep = probability_file(self._probability_path(work.case), (channels, *seen.file.shape))
         with keep if self.keep_probabilities else nullcontext() as sink:
             (made,) = inferer.segment([seen], self.segmenter.network, [sink])
         classes = list(self.segmenter.plan["labels"])[1:]
         work.result.quality = expected_quality(made.certainty, classes, self.segmenter.calibrations)
         expected = [q["expected_dice"] for q in work.result.quality.values() if q["expected_dice"] is not None]
         work.result.expected_dice = min(expected, default=None)
-        work.item["pred"] = inferer.label_tensor(made.labels, seen.native)[0]
+        work.item["pred"] = inferer.label_tensor(made.labels, seen.file)[0]
         work.item["image"] = without_voxels(work.item["image"])
 
     def _tell(self, name: str, seen: NetworkImage) -> None:

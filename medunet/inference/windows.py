@@ -23,6 +23,7 @@ from medunet.inference.backends import Backend, TorchBackend, choose_backend, ma
 from medunet.inference.border import Bordered
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
+from medunet.inference.region import Region, Rule
 from medunet.inference.restoring import Sink
 from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
 from medunet.types import AnyArray, Shape
@@ -65,6 +66,8 @@ class WindowInferer(Inferer):
         amp: mixed precision on CUDA.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
         bundle_root: converted networks are kept in its ``models/compiled``; null: nowhere.
+        region: where windows lie: ``all``; ``body``: over the box of all that is denser than air, in CT; or
+            ``{"bundle": PATH, "margin": MM}``: around all that a coarser bundle finds. The rest is background.
 
     Shapes: MetaTensor (1, channels, x, y, z) -> MetaTensor (1, 1, x, y, z) of stored label values, on the CPU.
 
@@ -87,6 +90,7 @@ class WindowInferer(Inferer):
         amp: bool = False,
         backend: str = "torch",
         bundle_root: str | None = None,
+        region: Rule = "all",
     ) -> None:
         super().__init__()
         self.frame, self.values = frame, list(labels.values())
@@ -95,6 +99,7 @@ class WindowInferer(Inferer):
         self.overlap, self.batch_size, self.mirror_axes = float(overlap), batch_size, tuple(mirror_axes)
         self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
         self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
+        self.region = Region(region, frame, bundle_root)
         self.importance = importance(self.patch, "constant" if blend == "exact" else blend)
         self.expected = 1
         """How many images like the first are to come: ``auto`` tries more backends for many."""
@@ -106,8 +111,16 @@ class WindowInferer(Inferer):
         self._seconds: float | None = None  # a window
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> MetaTensor:
-        image = self.frame.see(_alone(inputs))
-        return self.label_tensor(self.segment([image], network)[0].labels, image.native)
+        image = self.see(_alone(inputs), network)
+        return self.label_tensor(self.segment([image], network)[0].labels, image.file)
+
+    def see(self, image: MetaTensor, network: Any) -> NetworkImage:
+        """What the network is to see of an image (channels, x, y, z)."""
+        return self.crop(self.frame.see(image), network)
+
+    def crop(self, image: NetworkImage, network: Any) -> NetworkImage:
+        """The part of an image that is worth a look."""
+        return self.region.crop(image, device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     @staticmethod
     def label_tensor(labels: AnyArray, grid: Grid) -> MetaTensor:
