@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,15 @@ _TOGETHER = 8_000_000  # probabilities that are judged at a time
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map (x, y, z) on the file's grid, and how certain the network was of each class but the background."""
+    """A label map (x, y, z) on the file's grid, and how certain the network was of each class but the background.
+
+    `preprocess` and `restore` are the seconds around the network.
+    """
 
     labels: AnyArray
     certainty: list[dict[str, float]]
+    preprocess: float
+    restore: float
 
 
 class Passage:
@@ -60,6 +66,7 @@ class Passage:
         self.restorer = Restorer(back, windows.axis, values, inside, self.sink)
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
+        self.preprocess = self.restore = 0.0
         self._planes: tuple[int, Tensor] | None = None
         self._constant: tuple[tuple[float, ...], Tensor] | None = None
 
@@ -71,7 +78,9 @@ class Passage:
         """
         for row in self.windows.rows():
             self._finish(row.first)
+            start = time.perf_counter()
             slab = self._slab(row.start, row.end)
+            self.preprocess += time.perf_counter() - start
             waiting: list[Place] = []
             for place in row.places:
                 window = self._cut(slab, row, place)
@@ -87,7 +96,8 @@ class Passage:
                     waiting = []
             yield from self._run(slab, row, waiting)
         self._finish(self.windows.size[self.windows.axis])
-        return Segmentation(self.labels, [] if self.certainty is None else self.certainty.features())
+        certainty = [] if self.certainty is None else self.certainty.features()
+        return Segmentation(self.labels, certainty, self.preprocess, self.restore)
 
     def _run(self, slab: Tensor, row: Row, places: Sequence[Place]) -> Generator[Tensor, Tensor, None]:
         if places:
@@ -131,6 +141,8 @@ class Passage:
         accumulator, axis = self.accumulator, self.windows.axis
         if accumulator is None or accumulator.start >= stop:
             return
+        synchronize(accumulator.sums.device)
+        clock = time.perf_counter()
         start, planes = accumulator.start, stop - accumulator.start
         complete = probabilities(accumulator.mean(planes))
         inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
@@ -140,6 +152,8 @@ class Passage:
             self._judge(inside)
             self.restorer.put(inside)
         accumulator.advance(planes)
+        synchronize(accumulator.sums.device)
+        self.restore += time.perf_counter() - clock
 
     def _judge(self, complete: Tensor) -> None:
         """Note how certain the network was, a few planes at a time."""
@@ -174,6 +188,12 @@ def around(box: Box, shape: Shape) -> list[Box]:
         before, after = box[:axis], tuple((0, n) for n in shape[axis + 1 :])
         rest += [(*before, side, *after) for side in ((0, start), (stop, size)) if side[0] < side[1]]
     return rest
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has done what it was given, so that seconds are those of the work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def most_probable(probabilities: Tensor) -> Tensor:

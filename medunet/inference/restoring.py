@@ -216,9 +216,11 @@ def _pour(parts: _Parts, box: Box, sink: Sink) -> None:
 def _bounds(mask: Tensor) -> Box | None:
     """The box around the true voxels of (x, y, z)."""
     bounds: list[tuple[int, int]] = []
+    array = mask.numpy() if mask.device.type == "cpu" else None  # many times faster there
     for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        places = torch.nonzero(mask.any(others[1]).any(others[0]))
+        first, second = (a for a in range(3) if a != axis)
+        line = mask.any(second).any(first).cpu().numpy() if array is None else array.any((first, second))
+        places = np.flatnonzero(line)
         if not len(places):
             return None
         bounds.append((int(places[0]), int(places[-1]) + 1))

@@ -198,6 +198,12 @@ class WindowInferer(Inferer):
             self._ready = (network, tuple(window), backend)
         return self._ready[2]
 
+    def together(self, network: Any) -> int:
+        """How many windows share a forward pass; small images are worth collecting until there are so many."""
+        if self.blend == "exact":  # where images of different sizes have different windows
+            return 1
+        return self._batch(device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
+
     def _batch(self, device: torch.device) -> int:
         return self.batch_size or (_FLAT_BATCH if self.flat else _BATCH).get(device.type, 1)
 
