@@ -245,7 +245,7 @@ class _Source:
         line = self.lines[0]
         near = torch.stack([line[c:].index_select(0, where) for c in corners])
         result = near[0].clone()
-        border = (near[1:] != near[0]).any(0).nonzero(as_tuple=True)
+        border = (near.amax(0) != near.amin(0)).nonzero(as_tuple=True)
         if len(border[0]):
             result[border] = _heaviest(near[(slice(None), *border)], [w[border[0]] for w in weights])
         return result
@@ -257,9 +257,12 @@ def _heaviest(near: Tensor, weights: list[Tensor]) -> Tensor:
     for way in weights:
         shares = [share * part for share in shares for part in (1 - way, way)]
     share = torch.stack(shares)
-    sums = torch.stack([((near == one) * share).sum(0) for one in near])
-    best = (sums + _ROUNDING * share).argmax(0)
-    return near.gather(0, best[None])[0]
+    best, most = near[0], torch.full_like(shares[0], -1)
+    for one, own in zip(near, shares, strict=True):
+        mass = ((near == one) * share).sum(0).add_(own, alpha=_ROUNDING)
+        best = torch.where(mass > most, one, best)
+        most = torch.maximum(mass, most)
+    return best
 
 
 def _outer_sum(terms: list[Tensor]) -> Tensor:
