@@ -158,7 +158,9 @@ class Augmentation:
                 image, label = (t.flip(outside) if outside else t for t in (image, label))
             else:
                 dims = [axis + 1 for axis in draw.mirror]
-                image, label = (t.flip(dims) if dims else t.clone(memory_format=torch.contiguous_format) for t in (image, label))
+                image, label = (
+                    t.flip(dims) if dims else t.clone(memory_format=torch.contiguous_format) for t in (image, label)
+                )
             change(draw, image)
         return image, label
 

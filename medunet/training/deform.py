@@ -108,7 +108,9 @@ class Warp:
         margin = np.ceil(np.clip(reach - half - _ROUNDING, 0, None)).astype(int)
         return tuple(int(n + 2 * m) for n, m in zip(self.patch, margin, strict=True))
 
-    def positions(self, region: Sequence[int], device: torch.device, row: int = 1) -> Iterator[tuple[Box, list[Tensor]]]:
+    def positions(
+        self, region: Sequence[int], device: torch.device, row: int = 1
+    ) -> Iterator[tuple[Box, list[Tensor]]]:
         """For each block of the patch: the slices, and the position along each axis, (block...) float32.
 
         `row`: voxels that are handled at each position, to size the blocks.
@@ -175,16 +177,19 @@ def resample(warp: Warp, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     image, label = image.permute(order), label.permute(order)
     region, tail = image.shape[1 : len(warp.free) + 1], image.shape[len(warp.free) + 1 :]
     row = math.prod(tail)
-    source, classes = _Source(image, len(region)), _Source(label, len(region))
     out = image.new_empty((len(image), *warp.patch, *tail))
-    out_label = label.new_empty((1, *warp.patch, *tail))
+    lowest, highest = torch.aminmax(label)
+    uniform = bool(lowest == highest)
+    out_label = label.new_empty((1, *warp.patch, *tail)).fill_(lowest)
+    source, classes = _Source(image, len(region)), _Source(label, len(region))
     for box, places in warp.positions(region, image.device, row):
         weights = _split(places, region)
         where = source.index(places)
         for channel, target in enumerate(out):
             target[box] = source.linear(channel, where, weights).view(target[box].shape)
-        where = where if classes.strides == source.strides else classes.index(places)
-        out_label[0][box] = classes.vote(where, weights).view(out_label[0][box].shape)
+        if not uniform:
+            where = where if classes.strides == source.strides else classes.index(places)
+            out_label[0][box] = classes.vote(where, weights).view(out_label[0][box].shape)
     return out.permute(back).contiguous(), out_label.permute(back).contiguous()
 
 
@@ -243,22 +248,45 @@ class _Source:
         for stride in self.strides:
             corners = [c + o for c in corners for o in (0, stride)]
         line = self.lines[0]
-        near = torch.stack([line[c:].index_select(0, where) for c in corners])
+        near = line.new_empty((len(corners), len(where), *line.shape[1:]))
+        for corner, found in zip(corners, near, strict=True):
+            torch.index_select(line[corner:], 0, where, out=found)
+        border = (near.amax(0) != near.amin(0)).view(-1).nonzero()[:, 0]
         result = near[0].clone()
-        border = (near.amax(0) != near.amin(0)).nonzero(as_tuple=True)
-        if len(border[0]):
-            result[border] = _heaviest(near[(slice(None), *border)], [w[border[0]] for w in weights])
+        if len(border):
+            place = border if self.row == 1 else border // self.row
+            around = near.view(len(corners), -1).index_select(1, border)
+            result.view(-1)[border] = _heaviest(around, [w.index_select(0, place) for w in weights])
         return result
 
 
 def _heaviest(near: Tensor, weights: list[Tensor]) -> Tensor:
-    """`near` (2^d, n) classes and the ways along each axis -> (n,) the class of the largest weight."""
+    """`near` (2^d, n) classes and the ways along each axis -> (n,) the class of the largest weight.
+
+    Nearly everywhere it is one of the lowest and highest class, which is seen at once; the rest is weighed in full.
+    """
     shares = [torch.ones_like(weights[0])]
     for way in weights:
-        shares = [share * part for share in shares for part in (1 - way, way)]
+        rest = 1 - way
+        shares = [share * part for share in shares for part in (rest, way)]
     share = torch.stack(shares)
-    best, most = near[0], torch.full_like(shares[0], -1)
-    for one, own in zip(near, shares, strict=True):
+    low, high = near.amin(0), near.amax(0)
+    mask = torch.empty_like(share)
+    first = torch.eq(near, low, out=mask).mul_(share).sum(0)
+    second = torch.eq(near, high, out=mask).mul_(share).sum(0)
+    best = torch.where(first > second, low, high)
+    clear = (first - second).abs_() > _ROUNDING
+    others = torch.maximum(first, second) < 1 - first - second + _ROUNDING
+    doubt = clear.logical_not_().logical_or_(others).nonzero()[:, 0]
+    if len(doubt):
+        best[doubt] = _weighed(near.index_select(1, doubt), share.index_select(1, doubt))
+    return best
+
+
+def _weighed(near: Tensor, share: Tensor) -> Tensor:
+    """(2^d, n) classes and weights -> (n,) the heaviest class; of equals, that of the heaviest neighbour."""
+    best, most = near[0], torch.full_like(share[0], -1)
+    for one, own in zip(near, share, strict=True):
         mass = ((near == one) * share).sum(0).add_(own, alpha=_ROUNDING)
         best = torch.where(mass > most, one, best)
         most = torch.maximum(mass, most)
