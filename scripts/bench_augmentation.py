@@ -2,15 +2,15 @@
 
     python scripts/bench_augmentation.py --nnunet PYTHON [--rounds 5] [--patches 100]
 
-PYTHON is an interpreter with nnunetv2 and batchgeneratorsv2; without it nnU-Net is left out. Each contender is a process
-of its own with one thread. It holds the same kind of volume in memory, cuts what it needs around a random place and
-augments it. The contenders take turns, round by round; a figure is the median over the rounds.
+PYTHON is an interpreter with nnunetv2 and batchgeneratorsv2; without it nnU-Net is left out. Each contender is a
+process of its own with one thread. It holds the same kind of volume in memory, cuts what it needs around a random place
+and augments it. The contenders take turns, round by round; a figure is the median over the rounds.
 
-What is drawn is the same for all: rotation 0.2 (30 degrees; 180 in 2D), zoom 0.2, noise 0.1, blur 0.2 x 0.5 per channel,
-brightness 0.15, contrast 0.15, low resolution 0.25 x 0.5 per channel, inverted gamma 0.1, gamma 0.3, mirroring 0.5 per
-axis; in the second table elastic deformation 0.2. Where a contender differs, it is to its advantage: MONAI has one
-affine transform for rotation and zoom (chance 0.36), which gets a patch without a margin, and its blur and low resolution
-act on all channels at once with half the chance; nnU-Net makes no lower resolutions of the label.
+What is drawn is the same for all: rotation 0.2 (30 degrees; 180 in 2D), zoom 0.2, noise 0.1, blur 0.2 x 0.5 per
+channel, brightness 0.15, contrast 0.15, low resolution 0.25 x 0.5 per channel, inverted gamma 0.1, gamma 0.3, mirroring
+0.5 per axis; in the second table elastic deformation 0.2. Where a contender differs, it is to its advantage: MONAI has
+one affine transform for rotation and zoom (chance 0.36), which gets a patch without a margin, and its blur and low
+resolution act on all channels at once with half the chance; nnU-Net makes no lower resolutions of the label.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def start(name: str, python: str) -> subprocess.Popen[str]:
-    one = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     root = str(Path(__file__).resolve().parents[1])
     places = {"nnUNet_raw": root, "nnUNet_preprocessed": root, "nnUNet_results": root}
     path = {} if name == "nnunet" else {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}

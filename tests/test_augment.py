@@ -292,11 +292,11 @@ def test_a_draw_is_json_and_replays(seed: int, patch: tuple[int, ...]) -> None:
 
 
 def test_a_draw_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="draw cannot be read.*its fields are patch, extent"):
+    with pytest.raises(InputError, match=r"draw cannot be read.*its fields are patch, extent"):
         Draw.from_json({"patch": [3, 3], "turn": 1})
 
 
-@pytest.mark.parametrize("shape", [(70, 90, 60), (530, 410)])
+@pytest.mark.parametrize("shape", [(50, 60, 47), (330, 310)])
 def test_threads_do_not_change_a_bit(shape: tuple[int, ...]) -> None:
     made = augmentation(shape, channels=2, probabilities=ALWAYS)
     draw = made.draw(np.random.default_rng(4))
@@ -329,7 +329,7 @@ def test_every_chance_is_as_configured() -> None:
         "rotation": sum(bool(d.rotation) for d in draws),
         "zoom": sum(d.zoom != 1 for d in draws),
         "elastic": sum(d.elastic is not None for d in draws),
-        **{name: sum(bool(getattr(d, name)) for d in draws) for name in KINDS[3:] + ("gamma_inverted",)},
+        **{name: sum(bool(getattr(d, name)) for d in draws) for name in (*KINDS[3:], "gamma_inverted")},
     }
     for name, count in hits.items():
         assert stats.binomtest(count, len(draws), PROBABILITIES[name]).pvalue > 1e-4, name
@@ -447,9 +447,10 @@ def test_blur_is_scipys_per_channel_and_axis(patch: tuple[int, ...]) -> None:
 def test_low_resolution_is_nearest_down_and_linear_up(patch: tuple[int, ...], factor: float) -> None:
     image = torch.randn(2, *patch)
     out = change(image, low_resolution=(1.0, factor))
-    small = torch.nn.functional.interpolate(image[None, 1:], [round(n * factor) for n in patch], mode="nearest-exact")
+    exact = image[None, 1:].double()
+    small = torch.nn.functional.interpolate(exact, [round(n * factor) for n in patch], mode="nearest-exact")
     wanted = torch.nn.functional.interpolate(small, patch, mode="trilinear" if len(patch) == 3 else "bilinear")
-    torch.testing.assert_close(out[1], wanted[0, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out[1], wanted[0, 0].float(), atol=1e-5, rtol=1e-5)
     assert torch.equal(out[0], image[0])
 
 

@@ -48,8 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.7, 1.5),
 }
 """``elastic``: deviation of the control points, in their distance; ``elastic_cells``: their distances along the longest
-free axis; ``noise``: standard deviation; ``blur``: sigma in voxels. Brightness, contrast and gamma fall under and over 1
-equally often."""
+free axis; ``noise``: standard deviation (nnU-Net calls it variance and uses it so); ``blur``: sigma in voxels.
+Brightness, contrast and gamma fall under and over 1 equally often."""
 
 _SEEDS = 2**48
 

@@ -93,7 +93,8 @@ class Warp:
         if draw.elastic is None:
             return cls(free, patch, mirrored, matrix)
         basis = tuple(bspline(n, s / draw.elastic.distance) for n, s in zip(patch, scale, strict=True))
-        bend = np.tensordot(matrix / scale, control_points(draw.elastic, [b.shape[1] for b in basis]), axes=1)
+        points = control_points(draw.elastic, [b.shape[1] for b in basis])
+        bend = np.einsum("ij,j...->i...", matrix / scale, points)
         return cls(free, patch, mirrored, matrix, bend, basis)
 
     def extent(self) -> tuple[int, ...]:
@@ -144,7 +145,7 @@ class _Bend:
         basis = [b[::-1] if turned else b for b, turned in zip(warp.basis, warp.mirrored, strict=True)]
         field = np.asarray(warp.controls)
         for axis, weights in enumerate(basis[:-1], 1):
-            field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
+            field = np.moveaxis(np.einsum("pg,g...->p...", weights, np.moveaxis(field, axis, 0)), 0, axis)
         self.lines = torch.from_numpy(np.ascontiguousarray(field, dtype=np.float32)).to(device)
         self.last = torch.from_numpy(np.ascontiguousarray(basis[-1].T, dtype=np.float32)).to(device)
 

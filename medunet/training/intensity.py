@@ -1,7 +1,7 @@
 """Changes of intensity, in place on float32 channels; each with few passes, in blocks that stay in the cache.
 
-A channel is a contiguous tensor (*patch). Sums are taken per block and added up in Python's floats: they do not depend on
-the number of threads. A constant channel stays as it is, or changes to another constant.
+A channel is a contiguous tensor (*patch). Sums are taken per block and added up in Python's floats: they do not depend
+on the number of threads. A constant channel stays constant.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _blur_axis(channel: Tensor, axis: int, weights: list[float]) -> None:
 
 def coarsen(channel: Tensor, factor: float) -> None:
     """Keep the nearest voxel of a grid with `factor` as many voxels per axis, and interpolate linearly between them."""
-    small, ways = channel, []
+    small = channel
+    ways: list[tuple[Tensor, Tensor, Tensor] | None] = []
     for axis, count in enumerate(channel.shape):
         kept = max(1, round(count * factor))
         if kept == count:
@@ -149,7 +150,7 @@ def _squares(block: Tensor) -> float:
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
     """Flat views of at most `BLOCK` elements; one on an accelerator."""
     flat = tensor.view(-1)
-    yield from flat.split(BLOCK) if tensor.device.type == "cpu" else (flat,)
+    yield from torch.split(flat, BLOCK if tensor.device.type == "cpu" else flat.numel())
 
 
 def _slabs(tensor: Tensor) -> Iterator[slice]:
