@@ -85,7 +85,7 @@ def header(names: Sequence[str]) -> str:
 
 
 def row(children: dict[str, subprocess.Popen[str]], job: dict[str, Any], arguments: argparse.Namespace) -> str:
-    count = max(10, round(arguments.patches * WORK / math.prod(job["shape"]) / math.sqrt(job["channels"])))
+    count = max(30, round(arguments.patches * WORK / math.prod(job["shape"]) / math.sqrt(job["channels"])))
     for child in children.values():
         ask(child, {**job, "patches": max(10, count // 3)})  # nnU-Net times its kinds of blur at first
     seconds: dict[str, list[float]] = {name: [] for name in children}

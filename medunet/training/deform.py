@@ -143,10 +143,10 @@ class _Bend:
 
     def __init__(self, warp: Warp, device: torch.device) -> None:
         basis = [b[::-1] if turned else b for b, turned in zip(warp.basis, warp.mirrored, strict=True)]
-        field = np.asarray(warp.controls)
+        field = np.asarray(warp.controls, dtype=np.float32)
         for axis, weights in enumerate(basis[:-1], 1):
-            field = np.moveaxis(np.einsum("pg,g...->p...", weights, np.moveaxis(field, axis, 0)), 0, axis)
-        self.lines = torch.from_numpy(np.ascontiguousarray(field, dtype=np.float32)).to(device)
+            field = _contracted(field, axis, weights.astype(np.float32))
+        self.lines = torch.from_numpy(np.ascontiguousarray(field)).to(device)
         self.last = torch.from_numpy(np.ascontiguousarray(basis[-1].T, dtype=np.float32)).to(device)
 
     def add(self, place: Tensor, axis: int, box: Box) -> Tensor:
@@ -155,6 +155,16 @@ class _Bend:
         for number, weights in enumerate(self.last[:, box[-1]]):
             place.addcmul_(lines[..., number, None], weights)
         return place
+
+
+def _contracted(field: FloatArray, axis: int, weights: FloatArray) -> FloatArray:
+    """``weights @ field`` along `axis`, by sums of products: a BLAS may round differently with other threads."""
+    lines = np.ascontiguousarray(np.moveaxis(field, axis, 0))
+    columns = weights.T.reshape(*weights.T.shape, *(1,) * (field.ndim - 1))
+    total = columns[0] * lines[0]
+    for column, line in zip(columns[1:], lines[1:], strict=True):
+        total += column * line
+    return np.moveaxis(total, 0, axis)
 
 
 def control_points(elastic: Elastic, shape: Sequence[int]) -> FloatArray:
