@@ -19,6 +19,7 @@ from medunet.errors import GeometryError, InputError, PlanError
 from medunet.training.augment import PROBABILITIES, Augmentation
 from medunet.training.deform import Warp, bspline, control_points, free_axes, resample
 from medunet.training.draws import Draw, Elastic, Noise
+from medunet.training.samples import changing_draws, sample_page
 
 PATCH = (20, 24, 16)
 KINDS = ("rotation", "zoom", "elastic", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
@@ -475,6 +476,27 @@ def test_everything_at_once_is_finite_and_near_the_image(seed: int) -> None:
     out, _ = made.apply(draw, image, label)
     assert torch.isfinite(out).all()
     assert float(out.abs().max()) < 3 * float(image.abs().max())
+
+
+# ---- the page of samples -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [PATCH, (30, 34)])
+def test_a_page_shows_the_draws_and_is_the_same_again(patch: tuple[int, ...]) -> None:
+    made = augmentation(patch)
+    image, label = sample(tuple(n + 6 for n in patch))
+    page = sample_page(made, image, label, count=3, seed=1)
+    assert page.startswith(b"\x89PNG")
+    assert page == sample_page(made, image, label, count=3, seed=1)
+    assert page != sample_page(made, image, label, count=3, seed=2)
+    assert len(changing_draws(made, 3, 1)) == 3
+    assert changing_draws(augmentation(patch, probabilities=dict.fromkeys(PROBABILITIES, 0.0)), 3, 1) == []
+
+
+def test_a_caption_says_what_was_drawn() -> None:
+    draw = Draw(PATCH, PATCH, rotation=(0.0, 0.0, math.pi / 15), zoom=1.2, gamma=(0.8,), mirror=(0,))
+    assert draw.caption() == "rotated 0°/0°/12°, zoom 1.20, mirrored x, gamma 0.80"
+    assert Draw(PATCH, PATCH, blur=((), ()), low_resolution=(1.0, 1.0)).caption() == "unchanged"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
