@@ -1,6 +1,6 @@
 """Random changes of a training patch: drawn first, as plain numbers; then done, with one resample at most.
 
-Kinds, chances and ranges after nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, suppl. note 4, and its
+Kinds, chances and ranges after nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, supplement, and its
 program); elastic deformation after Ronneberger et al. 2015 (doi:10.1007/978-3-319-24574-4_28).
 """
 
