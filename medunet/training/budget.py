@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import BundleError
 from medunet.training.calibrating import MOST_CASES
-from medunet.training.cases import CachedCases
+from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
@@ -48,7 +48,7 @@ class Budget:
 
     def __init__(
         self,
-        dataset: CachedCases,
+        dataset: StoredPatches,
         validator: Any,
         log: Log,
         minutes: float | None = None,
@@ -75,6 +75,9 @@ class Budget:
         self.dataset.prepare(self.log.preparing)
         if self.seconds is not None and not self.resume:
             self._fit(engine, self.measure(engine))
+        begin = getattr(engine.data_loader.sampler, "begin", None)
+        if begin is not None:  # not where an overlay put another sampler
+            begin(int(engine.state.iteration))
         self.interval = max(1, -(-int(engine.state.max_epochs or 1) // max(1, self.validations)))
         self.log.plan(engine, self.interval)
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
