@@ -41,7 +41,7 @@ _MOST_LOCATIONS = 5_000  # per class and case
 _CHUNK = 4_000_000  # voxels that are searched for classes at a time
 
 
-class CorruptEntry(InputError):
+class DamagedEntryError(InputError):
     """A file of the store that is cut short, damaged or of another kind."""
 
 
@@ -72,7 +72,7 @@ class Blocks:
         return int(x0 * self.shape[1] * self.shape[2] + (x1 - x0) * (y0 * self.shape[2] + (y1 - y0) * z0))
 
     def rows(self, box: Box) -> Iterator[list[tuple[int, int, int]]]:
-        """The blocks that a box inside the volume touches, a row along the last axis at a time: adjacent in the file."""
+        """The blocks that a box inside the volume touches, in rows along the last axis: adjacent in the file."""
         x, y, z = (range(a // e, -(-b // e)) for (a, b), e in zip(box, self.edge, strict=True))
         for i, j in product(x, y):
             yield [(i, j, k) for k in z]
@@ -121,7 +121,7 @@ def class_locations(label: IntArray) -> dict[int, IntArray]:
         for value, places in _by_class(slab.ravel()):
             step = -(-counts[value] // _MOST_LOCATIONS)
             voxels = np.stack(np.unravel_index(places[-seen[value] % step :: step], slab.shape), axis=1)
-            found[value].append((voxels + [start, 0, 0]).astype(np.int32))
+            found[value].append((voxels + np.array([start, 0, 0])).astype(np.int32))
             seen[value] += len(places)
     return {value: np.concatenate(parts) for value, parts in found.items()}
 
@@ -152,7 +152,7 @@ def write_entry(path: Path, image: AnyArray, label: IntArray, edge: Shape) -> No
     Raises:
         ResourceError: the disk is full.
     """
-    small = label.astype(np.uint8 if label.max(initial=0) < 256 else np.int16)
+    small: IntArray = label.astype(np.uint8 if label.max(initial=0) < 256 else np.int16)
     places = class_locations(small)
     counts = {value: len(voxels) for value, voxels in places.items()}
     header = Header(int(image.shape[0]), Blocks(tuple(label.shape), edge), small.dtype.name, counts)
@@ -194,7 +194,7 @@ class Entry:
     """A case in a file, read a box at a time; safe to share between threads and processes.
 
     Raises:
-        CorruptEntry: the file is not whole, or not what it should be.
+        DamagedEntryError: the file is not whole, or not what it should be.
         FileNotFoundError: there is none.
     """
 
@@ -264,7 +264,7 @@ class Entry:
             box: first and last-plus-one voxel per axis; may begin before the volume and end after it.
 
         Raises:
-            CorruptEntry: the file was cut short, or a checksum differs.
+            DamagedEntryError: the file was cut short, or a checksum differs.
         """
         size = [b - a for a, b in box]
         image = np.zeros((self.channels, *size), np.float32)
@@ -307,5 +307,5 @@ class Entry:
             raise self._corrupt(f"the checksum of its block {number} differs")
         self._checked[number] = True
 
-    def _corrupt(self, reason: str) -> CorruptEntry:
-        return CorruptEntry(f"{self.path}: the stored case is damaged, {reason}; remove the file and run again")
+    def _corrupt(self, reason: str) -> DamagedEntryError:
+        return DamagedEntryError(f"{self.path}: the stored case is damaged, {reason}; remove the file and run again")

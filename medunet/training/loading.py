@@ -75,7 +75,6 @@ class PatchLoader(DataLoader[Any]):
     ) -> None:
         cuda = device.type == "cuda"
         workers = (_spare_cores() if cuda else 0) if num_workers is None else int(num_workers)
-        self.source = dataset
         super().__init__(
             _Guarded(dataset), batch_size=int(batch_size), sampler=sampler, num_workers=workers, collate_fn=_collate,
             worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),

@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from medunet.data.transforms import Preprocess
 from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
 from medunet.training.digests import Digests
-from medunet.training.entry import VERSION, CorruptEntry, Entry, entry_bytes, write_entry
+from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, write_entry
 from medunet.types import AnyArray, Shape
 
 Item = Mapping[str, Any]
@@ -77,10 +79,11 @@ class PatchStore:
         remove_stale(self.folder)
         with ThreadPoolExecutor(_cores()) as pool:
             keys = list(pool.map(self._key, items))
-        self._digest_cache().save()
         missing = [item for key, item in dict(zip(keys, items, strict=True)).items() if not self._is_whole(key)]
         if missing:
             self._make_all(missing, progress)
+        with suppress(OSError):  # a store that may only be read is as good
+            self._digest_cache().save()
         return len(missing)
 
     def entry(self, item: Item) -> Entry:
@@ -95,7 +98,7 @@ class PatchStore:
                 self._entries[key] = Entry(self._path(key))
             except FileNotFoundError:
                 return self._make(item)
-            except CorruptEntry as error:
+            except DamagedEntryError as error:
                 return self._make_again(item, error)
         return self._entries[key]
 
@@ -108,7 +111,7 @@ class PatchStore:
         entry = self.entry(item)
         try:
             return entry.read(box)
-        except (CorruptEntry, FileNotFoundError) as error:
+        except (DamagedEntryError, FileNotFoundError) as error:
             return self._make_again(item, error).read(box)
 
     # ---- keys
@@ -132,9 +135,9 @@ class PatchStore:
     def _is_whole(self, key: str) -> bool:
         try:
             self._entries[key] = Entry(self._path(key))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        except CorruptEntry as error:
+        except DamagedEntryError as error:
             _log.warning("%s (it is made again)", error)
             return False
         return True
@@ -161,7 +164,7 @@ class PatchStore:
 
     def _make(self, item: Item) -> Entry:
         key = self._key(item)
-        done = self.preprocess(item)
+        done = self.preprocess(dict(item.items()))
         image, label = (np.asarray(done[name].as_tensor()) for name in ("image", "label"))
         self._require_unchanged(item)
         write_entry(self._path(key), image, label[0], self.edge)
@@ -195,12 +198,18 @@ class PatchStore:
         return entry_bytes(shape, channels, len(self.preprocess.values)), _BYTES_PER_VOXEL * channels * voxels
 
     def _require_room(self, needed: int) -> None:
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            raise ResourceError(
+                f"{self.folder}: cannot be written ({error.strerror}); give another folder with --set store=DIR"
+            ) from error
         free = shutil.disk_usage(self.folder).free
         if needed * _SPARE <= free:
             return
-        others = sum(path.stat().st_size for path in self.folder.glob(f"*{_SUFFIX}") if path.stem not in self._entries)
+        others = sum(path.stat().st_size for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}") if path.stem not in self._entries)
         hint = f" ({_gigabytes(others)} there are of other data or plans and may be deleted)" if others else ""
         raise ResourceError(
             f"{self.folder}: the preprocessed cases take {_gigabytes(needed)}, the disk has {_gigabytes(free)} free; "
