@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -205,11 +206,13 @@ def test_detached_headers_and_dicom_folders_count_with_their_files(tmp_path: Pat
     sources = [tmp_path / "x.mhd", tmp_path / "series", f"{tmp_path / 'series'}#series=1.2"]
     first = [Digests(tmp_path / "d.json").source(source) for source in sources]
     assert len(set(first)) == 3
+    same = Digests(tmp_path / "d.json")
+    assert [same.source(source) for source in sources] == first
     (tmp_path / "voxels.raw").write_bytes(b"two")
     file = sorted((tmp_path / "series").iterdir())[0]
     file.write_bytes(file.read_bytes() + b"\0\0")
-    second = [Digests(tmp_path / "d.json").source(source) for source in sources]
-    assert not set(first) & set(second)
+    for digests in (Digests(tmp_path / "d.json"), same):
+        assert not set(first) & {digests.source(source) for source in sources}
 
 
 def test_dicom_cases_are_stored(tmp_path: Path) -> None:
@@ -430,6 +433,13 @@ def test_patches_are_the_same_whoever_loads_them_and_wherever_one_begins(tmp_pat
         assert bool((next(iter(late))["image"] == alone[3]["image"]).all())
     first, other = patches[Sample(0, 1)], patches[Sample(1, 1)]
     assert not bool((first["image"] == other["image"]).all())
+
+
+def test_a_dataset_travels_to_processes_that_are_not_forked(tmp_path: Path) -> None:
+    patches = make_patches(tmp_path)
+    patches.prepare()
+    twin = pickle.loads(pickle.dumps(patches))
+    assert bool((twin[Sample(3, 1)]["image"] == patches[Sample(3, 1)]["image"]).all())
 
 
 def test_a_loader_goes_on_after_a_pass_that_was_left(tmp_path: Path) -> None:

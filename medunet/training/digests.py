@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _NAMED_DATA = re.compile(rb"^\s*(?:data ?file|ElementDataFile)\s*[:=]\s*(.+?)\s*
 _PAIRS = {".hdr": ".img", ".img": ".hdr", ".hdr.gz": ".img.gz", ".img.gz": ".hdr.gz"}
 _SETTLED_SECONDS = 3.0  # a file that changed later than this ago may change again within the clock's resolution
 _BLOCK = 1 << 20
+_LOCK = threading.Lock()
 
 
 class Digests:
@@ -37,7 +39,7 @@ class Digests:
         self.cache = cache
         self._known = _load(cache)
         self._new: dict[str, list[str]] = {}
-        self._lock = threading.Lock()
+        self._folders: dict[Path, tuple[str, list[list[str]]]] = {}
 
     def source(self, source: StrPath) -> str:
         """The digest of a file, a folder of DICOM, or one with options (`medunet.data.dicom.source`).
@@ -46,7 +48,8 @@ class Digests:
             InputError: it is missing or cannot be read.
         """
         where = Source.parse(source)
-        parts = [[name, self._file(path)] for name, path in _files(where.path)]
+        folder = where.path.parent if where.path.name.upper() == "DICOMDIR" else where.path
+        parts = self._folder(folder) if folder.is_dir() else self._files(_files(where.path))
         options = dict(where.options)
         if "on" in options:
             options["on"] = self.source(Path(where.path.parent, options["on"]))
@@ -54,11 +57,23 @@ class Digests:
 
     def save(self) -> None:
         """Keep what was found for the next run; another run's findings stay."""
-        with self._lock:
+        with _LOCK:
             if self._new:
                 write_json(self.cache, {**_load(self.cache), **self._new})
                 self._known |= self._new
                 self._new = {}
+
+    def _folder(self, folder: Path) -> list[list[str]]:
+        """The digests of a folder's files; looked at once for all cases in it, unless something there changed."""
+        found = sorted(_walk(folder))
+        mark = _sha(repr(found).encode())
+        if self._folders.get(folder, ("",))[0] != mark:
+            names = [name for name, *_ in found]
+            self._folders[folder] = (mark, self._files((name, folder / name) for name in names))
+        return self._folders[folder][1]
+
+    def _files(self, files: Iterable[tuple[str, Path]]) -> list[list[str]]:
+        return [[name, self._file(path)] for name, path in files]
 
     def _file(self, path: Path) -> str:
         try:
@@ -75,18 +90,13 @@ class Digests:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); look to the disk or the rights") from error
         if time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_SECONDS:
-            with self._lock:
+            with _LOCK:
                 self._new[place] = [mark, digest]
         return digest
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
-    """The files that a source is read from, named relative to it."""
-    folder = path.parent if path.name.upper() == "DICOMDIR" else path
-    if folder.is_dir():
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            yield file.relative_to(folder).as_posix(), file
-        return
+    """The files that a source which is a file is read from: itself and those that belong to it."""
     yield "", path
     suffix = suffix_of(path)
     if suffix in _PAIRS:
@@ -95,6 +105,16 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
             yield _PAIRS[suffix], other
     elif suffix in (".nhdr", ".mhd"):
         yield from _data_files(path)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Name, size and times of every file below a folder."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            with suppress(FileNotFoundError):
+                state = os.stat(path)
+                yield os.path.relpath(path, folder), state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _data_files(header: Path) -> Iterator[tuple[str, Path]]:

@@ -49,7 +49,7 @@ class PatchStore:
         folder: where the files lie; made when the first is written. It may be shared by bundles and by runs at the
             same time. It holds images of patients.
         preprocess: what is done to a case once.
-        patch_size: two numbers store slices apart from each other.
+        patch_size: two numbers keep slices apart from each other, else cubes are kept together.
         root: what a relative `folder` is relative to.
         workers: cases preprocessed at a time; by default one per core, as far as the memory allows.
     """
@@ -58,7 +58,7 @@ class PatchStore:
         self,
         folder: str,
         preprocess: Preprocess,
-        patch_size: Sequence[int] = (0, 0, 0),
+        patch_size: Sequence[int] = (),
         root: str = ".",
         workers: int | None = None,
     ) -> None:
@@ -120,7 +120,8 @@ class PatchStore:
         sources = _sources(item)
         if sources not in self._keys:
             digests = [self._digest_cache().source(source) for source in sources]
-            recipe = [VERSION, version("medunet"), self.preprocess.as_text(), list(self.edge), digests]
+            done = [type(self.preprocess).__qualname__, self.preprocess.as_text()]
+            recipe = [VERSION, version("medunet"), done, list(self.edge), digests]
             self._keys[sources] = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
         return self._keys[sources]
 
@@ -209,7 +210,8 @@ class PatchStore:
         free = shutil.disk_usage(self.folder).free
         if needed * _SPARE <= free:
             return
-        others = sum(path.stat().st_size for path in self.folder.glob(f"[0-9a-f]*{_SUFFIX}") if path.stem not in self._entries)
+        stored = self.folder.glob(f"[0-9a-f]*{_SUFFIX}")
+        others = sum(path.stat().st_size for path in stored if path.stem not in self._entries)
         hint = f" ({_gigabytes(others)} there are of other data or plans and may be deleted)" if others else ""
         raise ResourceError(
             f"{self.folder}: the preprocessed cases take {_gigabytes(needed)}, the disk has {_gigabytes(free)} free; "
