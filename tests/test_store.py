@@ -30,6 +30,7 @@ from medunet.training import CaseSampler, CutPatch, MonaiAugment, PatchLoader, P
 from medunet.training import entry as entries
 from medunet.training import store as stores
 from medunet.training.entry import DamagedEntryError, Entry, class_locations, write_entry
+from medunet.training.loading import refuse_lost_worker
 from tests.dicom_phantom import make_series
 
 LABELS = {"background": 0, "a": 1, "b": 3}
@@ -420,6 +421,11 @@ def loader(patches: StoredPatches, workers: int, steps: int = 6) -> PatchLoader:
     return PatchLoader(patches, 2, sampler, torch.device("cpu"), workers)
 
 
+def workers_of(ahead: PatchLoader) -> list[psutil.Process]:
+    assert ahead._iterator is not None
+    return [psutil.Process(worker.pid) for worker in ahead._iterator._workers]  # type: ignore[attr-defined]
+
+
 def test_patches_are_the_same_whoever_loads_them_and_wherever_one_begins(tmp_path: Path) -> None:
     patches = make_patches(tmp_path)
     alone = list(loader(patches, 0))
@@ -464,14 +470,54 @@ def test_what_goes_wrong_while_loading_is_one_sentence(tmp_path: Path, workers: 
     assert "Traceback" not in str(caught.value)
 
 
+def test_the_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medunet.training.distributed import cores
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    every = cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(every))
+    assert cores() == 1
+
+
+def broken(item: dict[str, Any]) -> dict[str, Any]:
+    raise RuntimeError("a transform of a method developer fails")
+
+
+def test_errors_that_are_not_ours_keep_their_words(tmp_path: Path) -> None:
+    patches = make_patches(tmp_path)
+    patches.augment = MonaiAugment((24, 16, 48), broken)
+    with pytest.raises(RuntimeError, match="a transform of a method developer fails"):
+        list(loader(patches, 1))
+
+
+def test_closing_ends_the_loading_processes(tmp_path: Path) -> None:
+    ahead = loader(make_patches(tmp_path), 2)
+    first = next(iter(ahead))
+    children = workers_of(ahead)
+    assert len(children) == 2
+    ahead.close()
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    ahead.sampler.begin(0)  # type: ignore[attr-defined]
+    assert bool((next(iter(ahead))["image"] == first["image"]).all())
+
+
 def test_a_killed_loading_process_is_told(tmp_path: Path) -> None:
-    batches = iter(loader(make_patches(tmp_path), 1, steps=400))
+    ahead = loader(make_patches(tmp_path), 1, steps=400)
+    batches = iter(ahead)
     next(batches)
-    for child in psutil.Process().children():
-        if "resource_tracker" not in " ".join(child.cmdline()):
-            child.kill()
+    (worker,) = workers_of(ahead)
+
+    def train() -> None:
+        try:
+            worker.kill()
+            for _ in batches:
+                time.sleep(0.001)
+        except RuntimeError as error:  # torch's, from a signal handler, wherever the process was
+            refuse_lost_worker(error)
+
     with pytest.raises(ResourceError, match="a loading process was killed, probably for want of memory"):
-        list(batches)
+        train()
+    ahead.close()
 
 
 def load_and_wait(folder: Path) -> None:

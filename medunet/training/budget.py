@@ -70,6 +70,8 @@ class Budget:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._note_time)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
+        engine.add_event_handler(Events.COMPLETED, _stop_loading)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: _stop_loading(engine))
 
     def _start(self, engine: Engine) -> None:
         self.dataset.prepare(self.log.preparing)
@@ -126,6 +128,13 @@ class Budget:
         possible = max(0, int(left / max(pace, 1e-9)))
         planned = epochs - epoch
         return epoch + possible if possible < planned or possible > 1.1 * planned + 1 else epochs
+
+
+def _stop_loading(engine: Any) -> None:
+    """End the processes that load ahead; an overlay's own loader has its own ways."""
+    close = getattr(engine.data_loader, "close", None)
+    if close is not None:
+        close()
 
 
 def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]:

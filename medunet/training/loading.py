@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from medunet.errors import MedunetError, ResourceError, root_cause
+from medunet.training.distributed import cores
 
 _MOST_WORKERS = 8
 
@@ -74,7 +74,7 @@ class PatchLoader(DataLoader[Any]):
         num_workers: int | None = None,
     ) -> None:
         cuda = device.type == "cuda"
-        workers = (_spare_cores() if cuda else 0) if num_workers is None else int(num_workers)
+        workers = (min(_MOST_WORKERS, cores() - 1) if cuda else 0) if num_workers is None else int(num_workers)
         super().__init__(
             _Guarded(dataset), batch_size=int(batch_size), sampler=sampler, num_workers=workers, collate_fn=_collate,
             worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
@@ -88,17 +88,27 @@ class PatchLoader(DataLoader[Any]):
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise ResourceError(
-                    "a loading process was killed, probably for want of memory; "
-                    "train on with --resume and --set train::dataloader::num_workers=0"
-                ) from error
+                refuse_lost_worker(error)
+                raise
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
 
+    def close(self) -> None:
+        """End the loading processes; iterating again starts others."""
+        running = getattr(self, "_iterator", None)
+        self._iterator = None
+        if running is not None:
+            running._shutdown_workers()
 
-def _spare_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, max(0, cores - 1))
+
+def refuse_lost_worker(error: BaseException) -> None:
+    """Raise a ResourceError where `error` says that a loading process was killed.
+
+    torch notices that by a signal and raises in the middle of whatever the training process does.
+    """
+    if any(words in str(error) for words in ("is killed by signal", "exited unexpectedly")):
+        raise ResourceError(
+            "a loading process was killed, probably for want of memory; "
+            "train on with --resume and --set train::dataloader::num_workers=0"
+        ) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -29,6 +28,7 @@ from medunet.data.transforms import Preprocess
 from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
 from medunet.training.digests import Digests
+from medunet.training.distributed import cores
 from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, write_entry
 from medunet.types import AnyArray, Shape
 
@@ -77,7 +77,7 @@ class PatchStore:
         """
         self._digests = None  # what another process found is read again
         remove_stale(self.folder)
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             keys = list(pool.map(self._key, items))
         missing = [item for key, item in dict(zip(keys, items, strict=True)).items() if not self._is_whole(key)]
         if missing:
@@ -148,7 +148,7 @@ class PatchStore:
     def _make_all(self, items: Sequence[Item], progress: Progress) -> None:
         sizes = [self._sizes(item) for item in items]
         self._require_room(sum(stored for stored, _ in sizes))
-        workers = self.workers or max(1, min(_cores(), _free_memory() // (2 * max(work for _, work in sizes))))
+        workers = self.workers or max(1, min(cores(), _free_memory() // (2 * max(work for _, work in sizes))))
         stop = threading.Event()
 
         def make(item: Item) -> None:
@@ -226,10 +226,6 @@ def _sources(item: Item) -> tuple[str, ...]:
     if "label" not in item:
         raise DatasetError(f"{item.get('case', images)}: has no label; training cases need one")
     return (*(str(image) for image in (images if several else [images])), str(item["label"]))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_memory() -> int:
