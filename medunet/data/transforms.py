@@ -5,6 +5,7 @@ load -> orient and resample -> normalise; labels also: stored values -> 0..K-1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SpatialPadd
+from monai.transforms import MapTransform
 from torch import Tensor
 
 from medunet.data.grid import Grid
@@ -163,7 +164,6 @@ class Preprocess(MapTransform):
     Args:
         frame: orientation, spacing and normalisation.
         labels: stored value per class, background first.
-        pad_to: smallest size that patches are cut from.
 
     Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1.
 
@@ -171,11 +171,15 @@ class Preprocess(MapTransform):
         InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
     """
 
-    def __init__(self, frame: Frame, labels: Mapping[str, int], pad_to: Sequence[int]) -> None:
+    def __init__(self, frame: Frame, labels: Mapping[str, int]) -> None:
         super().__init__(("image", "label"))
         self.frame, self.values = frame, list(labels.values())
         self._load = LoadVolumed(self.keys)
-        self._pad = SpatialPadd(self.keys, pad_to)
+
+    def as_text(self) -> str:
+        """What the result depends on beside the files: equal texts, equal results."""
+        frame = self.frame
+        return json.dumps([frame.orientation, frame.spacing, frame.normalization, self.values], sort_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = self._load(data)
@@ -184,7 +188,7 @@ class Preprocess(MapTransform):
         classes = to_classes(label.as_tensor(), self.values)
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
-        return dict(self._pad(item))
+        return item
 
 
 def _all_of(grid: Grid) -> Box:

@@ -1,33 +1,37 @@
 """Training under MONAI's and Ignite's engines: data, losses, schedule and handlers."""
 
 from medunet.training.budget import Budget
-from medunet.training.cases import CachedCases, CaseSampler, FoldCases, PatchPipeline
+from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
 from medunet.training.distributed import distribute, leave, local_device
+from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
 from medunet.training.losses import DiceCE
-from medunet.training.patches import ClassLocations, CutPatch, RandMirrord
+from medunet.training.patches import CutPatch, MonaiAugment, RandMirrord
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
+from medunet.training.store import PatchStore
 from medunet.training.validate import CaseScores, ScoresWriter, Validation
 
 __all__ = [
     "Attached",
     "Budget",
-    "CachedCases",
     "CaseSampler",
     "CaseScores",
     "Checkpoints",
-    "ClassLocations",
     "CutPatch",
     "DiceCE",
     "FoldCases",
     "Log",
-    "PatchPipeline",
+    "MonaiAugment",
+    "PatchLoader",
+    "PatchStore",
     "RandMirrord",
+    "Sample",
     "Schedule",
     "ScoresWriter",
     "Stopping",
+    "StoredPatches",
     "Validation",
     "distribute",
     "leave",

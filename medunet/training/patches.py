@@ -2,77 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, Transform
+from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
-_MOST_LOCATIONS = 5_000  # per class and case
-
-
-class ClassLocations(Transform):
-    """Note up to 5000 voxels of each foreground class as ``locations``: {class: (n, 3) int32}; drop the meta data.
-
-    The last deterministic step: what it leaves is plain tensors that a cache holds cheaply.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        label = _plain(data["label"])
-        found = torch.nonzero(label[0])
-        classes = label[0][tuple(found.T)]
-        locations = {}
-        for value in torch.unique(classes).tolist():
-            places = found[classes == value]
-            step = -(-len(places) // _MOST_LOCATIONS)
-            locations[int(value)] = places[::step].to(torch.int32).numpy()
-        return {"image": _plain(data["image"]), "label": label, "locations": locations}
+from medunet.data.resampling import Box
+from medunet.training.entry import Entry
+from medunet.types import Shape
 
 
 @dataclass(frozen=True)
 class Cut:
-    """First voxel of a patch, per axis."""
+    """First voxel of a patch, per axis; negative where the patch begins before the volume. And the patch's size."""
 
-    start: tuple[int, ...]
+    start: Shape
+    size: Shape
+
+    def box(self, extent: Sequence[int]) -> Box:
+        """The voxels of a region of `extent` that has the patch in its middle."""
+        starts = [s - (e - p) // 2 for s, p, e in zip(self.start, self.size, extent, strict=True)]
+        return tuple((s, s + e) for s, e in zip(starts, extent, strict=True))
 
 
-class CutPatch(MapTransform, Randomizable):
-    """Cut a patch of `patch_size` from `image` and `label` (channels, x, y, z), padded before to at least that size.
+class CutPatch:
+    """Draw where a patch of `patch_size` lies: inside the volume, or around it where the volume is smaller.
 
-    With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present.
-    A 2D `patch_size` cuts one slice along z and drops that axis.
+    With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present, as far
+    as the volume's ends allow. A smaller volume lies in the middle of the patch, as it does in an inference window.
+    A 2D `patch_size` is one slice along z.
     """
 
     def __init__(self, patch_size: Sequence[int], foreground: float = 0.5) -> None:
-        MapTransform.__init__(self, ("image", "label"))
         self.flat = len(patch_size) == 2
-        self.size = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
+        self.size: Shape = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
         self.foreground = float(foreground)
 
-    def draw(self, shape: Sequence[int], locations: Mapping[int, Any]) -> Cut:
-        """Draw a cut for a volume of `shape`."""
-        room = [n - p for n, p in zip(shape, self.size, strict=True)]
-        if locations and self.R.random() < self.foreground:
-            places = locations[list(locations)[self.R.randint(len(locations))]]
-            centre = places[self.R.randint(len(places))]
-            start = [int(np.clip(c - p // 2, 0, r)) for c, p, r in zip(centre, self.size, room, strict=True)]
+    def draw(self, generator: np.random.Generator, case: Entry) -> Cut:
+        """Draw a cut for a stored case."""
+        before = [max(0, p - n) // 2 for n, p in zip(case.shape, self.size, strict=True)]
+        room = [max(0, n - p) for n, p in zip(case.shape, self.size, strict=True)]
+        classes = case.header.classes
+        if classes and generator.random() < self.foreground:
+            value = list(classes)[generator.integers(len(classes))]
+            centre = case.voxel(value, int(generator.integers(classes[value])))
+            places = [c + b - p // 2 for c, b, p in zip(centre, before, self.size, strict=True)]
+            start = [min(max(s, 0), r) - b for s, r, b in zip(places, room, before, strict=True)]
         else:
-            start = [int(self.R.randint(r + 1)) for r in room]
-        return Cut(tuple(start))
+            start = [int(generator.integers(r + 1)) - b for r, b in zip(room, before, strict=True)]
+        return Cut(tuple(start), self.size)
 
-    def apply(self, volume: Tensor, cut: Cut) -> Tensor:
-        """Cut one tensor."""
-        box = tuple(slice(s, s + p) for s, p in zip(cut.start, self.size, strict=True))
-        patch = volume[(slice(None), *box)]
-        return patch[..., 0] if self.flat else patch
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        cut = self.draw(data["image"].shape[1:], data["locations"])
-        return {key: self.apply(data[key], cut) for key in self.keys}
+class Draw(Protocol):
+    """What an augmentation drew; `extent` is the size of the region, per axis, that it makes a patch of."""
+
+    @property
+    def extent(self) -> Shape:
+        """Voxels per axis; at least the patch."""
+
+
+class Augment(Protocol):
+    """Draws its parameters, then applies them to image and label."""
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """A `Draw`; the generator is all the chance there is."""
+
+    def apply(self, draw: Any, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """(channels, *extent) and (1, *extent) -> (channels, *patch) and (1, *patch)."""
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """The seed of MONAI's transforms and the size of what they change."""
+
+    extent: Shape
+    seed: int
+
+
+class MonaiAugment:
+    """MONAI's random dictionary transforms of `image` and `label`, which are given the patch itself.
+
+    Args:
+        transforms: a `monai.transforms.Compose`.
+    """
+
+    def __init__(self, patch_size: Sequence[int], transforms: Callable[[Any], Any]) -> None:
+        self.extent, self.transforms = tuple(int(n) for n in patch_size), transforms
+
+    def draw(self, generator: np.random.Generator) -> Seeded:
+        """Draw the seed that the transforms draw with."""
+        return Seeded(self.extent, int(generator.integers(2**32)))
+
+    def apply(self, draw: Seeded, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the transforms."""
+        if isinstance(self.transforms, Randomizable):
+            self.transforms.set_random_state(draw.seed)
+        item = self.transforms({"image": image, "label": label})
+        return item["image"], item["label"]
 
 
 class RandMirrord(MapTransform, Randomizable):
@@ -92,5 +122,7 @@ class RandMirrord(MapTransform, Randomizable):
         return {**item, **{key: item[key].flip(dims) for key in self.keys}} if dims else item
 
 
-def _plain(value: Tensor) -> Tensor:
-    return value.as_tensor() if isinstance(value, MetaTensor) else value
+def to_tensors(image: Any, label: Any, flat: bool) -> tuple[Tensor, Tensor]:
+    """A region as it was read, without the axis of its one slice when `flat`."""
+    first, second = torch.from_numpy(image), torch.from_numpy(label)
+    return (first[..., 0], second[..., 0]) if flat else (first, second)
