@@ -26,7 +26,7 @@ from medunet.data.transforms import Frame, Preprocess
 from medunet.data.volume import write_image, write_label
 from medunet.errors import DatasetError, InputError, ResourceError
 from medunet.inference.border import Bordered
-from medunet.training import CaseSampler, CutPatch, MonaiAugment, PatchLoader, PatchStore, Sample, StoredPatches
+from medunet.training import Augmentation, CaseSampler, CutPatch, PatchLoader, PatchStore, Sample, StoredPatches
 from medunet.training import entry as entries
 from medunet.training import store as stores
 from medunet.training.entry import DamagedEntryError, Entry, class_locations, write_entry
@@ -127,7 +127,7 @@ def test_locations_are_spread_over_each_class_however_large_the_chunks(monkeypat
 def test_a_2d_patch_is_a_slice_and_reads_little(tmp_path: Path) -> None:
     item = make_case(tmp_path, "x")
     store = make_store(tmp_path / "s", patch_size=(16, 12))
-    patches = StoredPatches([item], store, CutPatch((16, 12)), MonaiAugment((16, 12), dict))
+    patches = StoredPatches([item], store, CutPatch((16, 12)), Augmentation((16, 12)))
     patch = patches[Sample(5, 0)]
     assert (patch["image"].shape, patch["label"].shape) == ((1, 16, 12), (1, 16, 12))
     assert store.entry(item).header.blocks.counts == (1, 1, 35)
@@ -406,11 +406,8 @@ def test_two_processes_may_prepare_the_same_store(tmp_path: Path) -> None:
 
 
 def make_patches(folder: Path, count: int = 3) -> StoredPatches:
-    from monai.transforms import Compose, RandGaussianNoised
-
     items = [make_case(folder, f"{number}", number) for number in range(count)]
-    transforms = Compose([RandGaussianNoised(keys="image", prob=0.5, std=0.1)])
-    augment = MonaiAugment((24, 16, 48), transforms)
+    augment = Augmentation((24, 16, 48), mirror_axes=(0,), rotation=(0.5, 0.0, 0.0))
     return StoredPatches(items, make_store(folder / "s"), CutPatch((24, 16, 48)), augment, seed=4)
 
 
@@ -479,13 +476,14 @@ def test_the_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.
     assert cores() == 1
 
 
-def broken(item: dict[str, Any]) -> dict[str, Any]:
-    raise RuntimeError("a transform of a method developer fails")
+class Broken(Augmentation):
+    def apply(self, draw: Any, image: Any, label: Any) -> Any:
+        raise RuntimeError("a transform of a method developer fails")
 
 
 def test_errors_that_are_not_ours_keep_their_words(tmp_path: Path) -> None:
     patches = make_patches(tmp_path)
-    patches.augment = MonaiAugment((24, 16, 48), broken)
+    patches.augment = Broken((24, 16, 48))
     with pytest.raises(RuntimeError, match="a transform of a method developer fails"):
         list(loader(patches, 1))
 

@@ -21,7 +21,7 @@ from ignite.engine import Events
 from medunet import verbs
 from medunet.bundle.running import load_workflow
 from medunet.errors import BundleError, DatasetError, MedunetError
-from medunet.training import Budget, CaseSampler, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
+from medunet.training import Budget, CaseSampler, CutPatch, DiceCE, FoldCases, Schedule
 from medunet.training.entry import Entry, write_entry
 
 
@@ -64,18 +64,6 @@ def test_classes_are_drawn_equally_often_however_large(tmp_path: Path) -> None:
     case, generator = stored(tmp_path, label), np.random.default_rng(0)
     cuts = [CutPatch((4, 4, 4), 1.0).draw(generator, case) for _ in range(200)]
     assert 70 < sum(cut.start == (18, 18, 18) for cut in cuts) < 130
-
-
-def test_mirroring_draws_then_applies() -> None:
-    mirror = RandMirrord([0, 2])
-    mirror.set_random_state(1)
-    x = torch.rand(1, 3, 4, 5)
-    for _ in range(10):
-        state = mirror.R.get_state()
-        dims = mirror.draw()
-        mirror.R.set_state(state)
-        assert torch.equal(mirror({"image": x, "label": x})["image"], x.flip(dims))
-        assert set(dims) <= {1, 3}
 
 
 @given(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6), st.integers(1, 4))

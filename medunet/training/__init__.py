@@ -1,5 +1,6 @@
 """Training under MONAI's and Ignite's engines: data, losses, schedule and handlers."""
 
+from medunet.training.augment import Augmentation
 from medunet.training.budget import Budget
 from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
@@ -7,7 +8,7 @@ from medunet.training.distributed import distribute, leave, local_device
 from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
 from medunet.training.losses import DiceCE
-from medunet.training.patches import CutPatch, MonaiAugment, RandMirrord
+from medunet.training.patches import CutPatch
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
 from medunet.training.store import PatchStore
@@ -15,6 +16,7 @@ from medunet.training.validate import CaseScores, ScoresWriter, Validation
 
 __all__ = [
     "Attached",
+    "Augmentation",
     "Budget",
     "CaseSampler",
     "CaseScores",
@@ -23,10 +25,8 @@ __all__ = [
     "DiceCE",
     "FoldCases",
     "Log",
-    "MonaiAugment",
     "PatchLoader",
     "PatchStore",
-    "RandMirrord",
     "Sample",
     "Schedule",
     "ScoresWriter",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from medunet.data.resampling import Box
@@ -73,53 +72,6 @@ class Augment(Protocol):
 
     def apply(self, draw: Any, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """(channels, *extent) and (1, *extent) -> (channels, *patch) and (1, *patch)."""
-
-
-@dataclass(frozen=True)
-class Seeded:
-    """The seed of MONAI's transforms and the size of what they change."""
-
-    extent: Shape
-    seed: int
-
-
-class MonaiAugment:
-    """MONAI's random dictionary transforms of `image` and `label`, which are given the patch itself.
-
-    Args:
-        transforms: a `monai.transforms.Compose`.
-    """
-
-    def __init__(self, patch_size: Sequence[int], transforms: Callable[[Any], Any]) -> None:
-        self.extent, self.transforms = tuple(int(n) for n in patch_size), transforms
-
-    def draw(self, generator: np.random.Generator) -> Seeded:
-        """Draw the seed that the transforms draw with."""
-        return Seeded(self.extent, int(generator.integers(2**32)))
-
-    def apply(self, draw: Seeded, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the transforms."""
-        if isinstance(self.transforms, Randomizable):
-            self.transforms.set_random_state(draw.seed)
-        item = self.transforms({"image": image, "label": label})
-        return item["image"], item["label"]
-
-
-class RandMirrord(MapTransform, Randomizable):
-    """Mirror `image` and `label` along each of `axes` with probability one half."""
-
-    def __init__(self, axes: Sequence[int]) -> None:
-        MapTransform.__init__(self, ("image", "label"))
-        self.axes = tuple(axes)
-
-    def draw(self) -> list[int]:
-        """Draw the tensor dimensions to flip."""
-        return [axis + 1 for axis in self.axes if self.R.random() < 0.5]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        dims = self.draw()
-        item = dict(data)
-        return {**item, **{key: item[key].flip(dims) for key in self.keys}} if dims else item
 
 
 def to_tensors(image: Any, label: Any, flat: bool) -> tuple[Tensor, Tensor]:
