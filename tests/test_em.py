@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -235,11 +235,10 @@ def test_a_whole_image_takes_seconds() -> None:
     assert 0 < error < em.pixel_disagreement(candidate, reference)
 
 
-@pytest.mark.skipif("MEDUNET_TEST_DATA" not in os.environ, reason="needs MEDUNET_TEST_DATA")
-def test_real_membranes() -> None:
+def test_real_membranes(real_data: Callable[[str], Path]) -> None:
     """A membrane map that is a little too thick keeps its topology by and large; another slice does not."""
-    folder = Path(os.environ["MEDUNET_TEST_DATA"]) / "em_membranes" / "labels"
-    one, other = (np.asarray(Image.open(p))[:256, :256] > 0 for p in sorted(folder.glob("*.png"))[:12:11])
+    files = sorted((real_data("em_membranes") / "labels").glob("*.png"))
+    one, other = (np.asarray(Image.open(files[n]))[:256, :256] > 0 for n in (0, 11))
     thicker = ndimage.binary_erosion(one, border_value=1)
     assert em.warping_error(thicker, one) < 0.1 * em.warping_error(other, one)
     assert em.v_rand(thicker, one).f_score > 0.95 > em.v_rand(other, one).f_score

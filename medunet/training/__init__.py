@@ -1,5 +1,6 @@
 """Training under MONAI's and Ignite's engines: data, losses, schedule and handlers."""
 
+from medunet.training.border import BorderWeightsd
 from medunet.training.budget import Budget
 from medunet.training.cases import CachedCases, CaseSampler, FoldCases, PatchPipeline
 from medunet.training.checkpoints import Checkpoints
@@ -13,6 +14,7 @@ from medunet.training.validate import CaseScores, ScoresWriter, Validation
 
 __all__ = [
     "Attached",
+    "BorderWeightsd",
     "Budget",
     "CachedCases",
     "CaseSampler",
