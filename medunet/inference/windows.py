@@ -24,7 +24,7 @@ from medunet.inference.border import Bordered
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
 from medunet.inference.restoring import Sink
-from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
+from medunet.networks.receptive import Halo, fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.types import AnyArray, Shape
 
 COMPILED = "models/compiled"
@@ -60,7 +60,8 @@ class WindowInferer(Inferer):
         batch_size: windows per forward pass, halved when the device runs out of memory; null: by the device.
         mirror_axes: spatial axes to average over mirrored inputs (test-time augmentation); none by default.
         blend: ``gaussian``, ``constant``, or ``exact``: windows of a patch and all that its result depends on, each
-            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound.
+            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound. Those
+            without padding always run so; a patch is then what a tile sees, and `border` what it sees at the ends.
         border: what lies beyond an image smaller than a window: ``constant``, ``edge`` or ``mirror``.
         amp: mixed precision on CUDA.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
@@ -133,16 +134,23 @@ class WindowInferer(Inferer):
     def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""
         size = image.grid.shape
-        if self.blend != "exact":
+        if self.blend != "exact" and not any(output_margin(network, 1)):
             border = Bordered(image.read, size, self.patch, self.border)
             return border, overlapping(border.size, self.patch, self.overlap, _GROUP)
-        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, 2 if self.flat else 3)
+        return self._tiles(image, network)
+
+    def _tiles(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
+        """Exact tiles. A network without padding takes in windows of a patch; others of a patch and its halo."""
+        size, dims = image.grid.shape, 2 if self.flat else 3
+        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, dims)
+        margin = output_margin(network, dims)
+        room = [0 if any(margin) else sum(h) for h in halo]
+        whole = fitting_size(network, [n + 2 * m for n, m in zip(size, margin, strict=False)])
+        wanted = fitting_size(network, [p + r for p, r in zip(self.patch, room, strict=False)])
+        window = tuple(min(n, w) for n, w in zip(whole, wanted, strict=True))
         if self.flat:
             halo, divisor = (*halo, (0, 0)), (*divisor, 1)
-        whole = [math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
-        window = [
-            min(n, math.ceil((p + sum(h)) / d) * d) for n, p, h, d in zip(whole, self.patch, halo, divisor, strict=True)
-        ]
+            whole, window = (*whole, size[2]), (*window, 1)
         border = Bordered(image.read, size, whole, self.border)
         return border, tiles(border.size, window, halo, divisor)
 
@@ -190,7 +198,7 @@ class WindowInferer(Inferer):
 
     def _halo_of(self, network: Any, channels: int) -> Halo:
         if self._halo is None or self._halo[0] is not network:
-            halo = receptive_field(network, 2 if self.flat else 3, channels)
+            halo = tile_halo(network, 2 if self.flat else 3, channels)
             if halo is None:
                 raise NetworkError(
                     "the network's output depends on all of its input (as with instance normalisation), there are no "
@@ -240,7 +248,7 @@ class WindowInferer(Inferer):
                         f"close other programs, use --device cpu, or plan a smaller patch_size"
                     ) from error
                 self.batch_size = size = size // 2
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch)
 
 
 class _Function:
@@ -259,6 +267,12 @@ def _alone(batch: MetaTensor) -> MetaTensor:
     """The only volume of a batch, without copying it."""
     affine = torch.as_tensor(batch.affine).reshape(-1, 4, 4)[0]
     return MetaTensor(batch.as_tensor()[0], affine=affine)
+
+
+def _as_large(logits: Tensor, batch: Tensor) -> Tensor:
+    """Logits of a network without padding with a margin of zeros, which no tile counts: as large as its window."""
+    lost = [w - n for w, n in zip(reversed(batch.shape[2:]), reversed(logits.shape[2:]), strict=True)]
+    return nn.functional.pad(logits, [side for n in lost for side in (n // 2, n - n // 2)]) if any(lost) else logits
 
 
 def device_of(network: nn.Module) -> torch.device:
