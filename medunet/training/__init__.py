@@ -6,7 +6,16 @@ from medunet.training.cases import CachedCases, CaseSampler, FoldCases, PatchPip
 from medunet.training.checkpoints import Checkpoints
 from medunet.training.distributed import distribute, leave, local_device
 from medunet.training.log import Log
-from medunet.training.losses import DiceCE
+from medunet.training.losses import (
+    DiceBCE,
+    DiceCE,
+    DiceFocal,
+    DiceHausdorff,
+    GeneralizedDice,
+    Jaccard,
+    Tversky,
+    WeightedCE,
+)
 from medunet.training.patches import ClassLocations, CutPatch, RandMirrord
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
@@ -22,15 +31,22 @@ __all__ = [
     "Checkpoints",
     "ClassLocations",
     "CutPatch",
+    "DiceBCE",
     "DiceCE",
+    "DiceFocal",
+    "DiceHausdorff",
     "FoldCases",
+    "GeneralizedDice",
+    "Jaccard",
     "Log",
     "PatchPipeline",
     "RandMirrord",
     "Schedule",
     "ScoresWriter",
     "Stopping",
+    "Tversky",
     "Validation",
+    "WeightedCE",
     "distribute",
     "leave",
     "local_device",
