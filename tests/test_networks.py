@@ -5,22 +5,28 @@ from __future__ import annotations
 import io
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
-from medunet.data.transforms import Frame
-from medunet.errors import NetworkError
+from medunet import verbs
+from medunet.data.transforms import Frame, Mirrored
+from medunet.data.volume import read_label
+from medunet.errors import NetworkError, PlanError
 from medunet.inference import WindowInferer
 from medunet.inference.restoring import FLOOR
 from medunet.networks import UNet, nearest_valid_size
 from medunet.networks.receptive import fitting_size, receptive_field, tile_halo
+from medunet.planning import Budget, Fingerprint, plan
+from medunet.planning.fingerprint import ChannelIntensity
 from medunet.planning.memory import NetworkShape, parameter_count
 
 VARIANTS = [
@@ -322,3 +328,63 @@ def test_networks_without_padding_need_no_option() -> None:
     seeing_all = UNet(2, 1, 2, [2, 4], [1, 2], norm="instance", downsample="pooled", padding="valid")
     with pytest.raises(NetworkError, match="depends on all of its input"):
         WindowInferer(frame, {"0": 0, "1": 1}, (60, 60))(image, seeing_all)
+
+
+def test_the_overlay_plans_the_network_of_2015() -> None:
+    overlay = yaml.safe_load((Path(__file__).parents[1] / "configs" / "plan" / "unet2015.yaml").read_text())
+    intensity = ChannelIntensity("EM", 120.0, 40.0, 0.0, 255.0, 0.0, 255.0)
+    data = Fingerprint(
+        name="em", digest="d", cases=30, channels=(intensity,), labels={"membrane": 0, "cell": 1},
+        spacings=((1.0, 1.0, 1.0),) * 30, shapes=((512, 512, 1),) * 30, class_voxels={"membrane": 1, "cell": 1},
+        class_cases={"membrane": 30, "cell": 30}, pictures=True,
+    )  # fmt: skip
+    made = plan(data, Budget(), overlay)
+    assert made.patch_size == (572, 572)
+    assert made.margin == (92, 92, 0)
+    assert made.border == "mirror"
+    with torch.device("meta"):
+        network, twin = UNet(**made.network), UNet.of_2015()
+    assert str(network) == str(twin)
+    assert sum(p.numel() for p in network.parameters()) == 31_030_658
+    assert "31,030,658 parameters" in made.reasons["network"]
+    with pytest.raises(PlanError, match=r"\[512, 512\] does not pass .* \[508, 508\] below and \[524, 524\] above"):
+        plan(data, Budget(), {**overlay, "patch_size": (512, 512)})
+    with pytest.raises(PlanError, match="give more memory"):  # no smaller patch passes five levels for ever
+        plan(data, Budget(memory=10**8), {k: v for k, v in overlay.items() if k != "patch_size"})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_without_padding_from_plan_to_prediction(dims: int, phantom_dataset: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    chosen = {
+        "dims": dims, "padding": "valid", "norm": "none", "activation": "relu", "base_channels": 4, "max_levels": 2,
+        "dropout": 0.1, "dropout_in": "end", "steps_per_epoch": 3,
+    }  # fmt: skip
+    made = verbs.plan(phantom_dataset, bundle, Budget(epochs=1), chosen)
+    assert made.network["downsample"] == "pooled"
+    assert min(made.margin[:dims]) > 0
+    verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu"})
+    assert (bundle / "models" / "model.pt").is_file()
+    image = sorted((phantom_dataset / "imagesTr").glob("*.nii.gz"))[0]
+    results = verbs.predict(bundle, [str(image)], tmp_path / "out")
+    assert [r.state for r in results] == ["done"]
+    (made_of,) = (tmp_path / "out").glob("*.nii.gz")
+    assert read_label(made_of).array.shape == read_label(image).array.shape
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (30, 5, 12)])
+def test_images_are_continued_by_their_mirror_image(shape: tuple[int, ...]) -> None:
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(1, *shape)
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    item = {"image": MetaTensor(torch.from_numpy(values), affine=affine)}
+    margin = (4, 4, 4 if shape[2] > 1 else 0)
+    padded = Mirrored(["image"], (24, 24, 1), margin)(item)["image"]
+    assert tuple(padded.shape[1:]) == tuple(
+        max(n + 2 * m, p) for n, m, p in zip(shape, margin, (24, 24, 1), strict=True)
+    )
+    before = [(p - n) // 2 for p, n in zip(padded.shape[1:], shape, strict=True)]
+    inner = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
+    assert torch.equal(padded.as_tensor()[(slice(None), *inner)], torch.from_numpy(values))
+    origin = padded.affine @ torch.tensor([*map(float, before), 1.0], dtype=torch.float64)
+    assert torch.allclose(origin[:3], torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(padded[0, before[0] - 1], padded[0, before[0] + 1])

@@ -148,6 +148,8 @@ class Preprocess(MapTransform):
         frame: orientation, spacing and normalisation.
         labels: stored value per class, background first.
         pad_to: smallest size that patches are cut from.
+        margin: voxels that a network without padding leaves out at either end; images and labels are continued by their
+            mirror image so far, so that every voxel can be in an output.
 
     Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1.
 
@@ -155,11 +157,13 @@ class Preprocess(MapTransform):
         InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
     """
 
-    def __init__(self, frame: Frame, labels: Mapping[str, int], pad_to: Sequence[int]) -> None:
+    def __init__(
+        self, frame: Frame, labels: Mapping[str, int], pad_to: Sequence[int], margin: Sequence[int] = (0, 0, 0)
+    ) -> None:
         super().__init__(("image", "label"))
         self.frame, self.values = frame, list(labels.values())
         self._load = LoadVolumed(self.keys)
-        self._pad = SpatialPadd(self.keys, pad_to)
+        self._pad = Mirrored(self.keys, pad_to, margin) if any(margin) else SpatialPadd(self.keys, pad_to)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = self._load(data)
@@ -169,6 +173,30 @@ class Preprocess(MapTransform):
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
         return dict(self._pad(item))
+
+
+class Mirrored(MapTransform):
+    """Continue tensors (channels, x, y, z) by their mirror image: by `margin` on either side, and to at least `pad_to`.
+
+    The affine is moved with the first voxel.
+    """
+
+    def __init__(self, keys: Sequence[str], pad_to: Sequence[int], margin: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.pad_to, self.margin = tuple(pad_to), tuple(margin)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Item:
+        item = dict(data)
+        for key in self.keys:
+            tensor = item[key]
+            added = [max(2 * m, p - n) for n, p, m in zip(tensor.shape[1:], self.pad_to, self.margin, strict=True)]
+            before = [n // 2 for n in added]
+            widths = [(0, 0), *((b, n - b) for n, b in zip(added, before, strict=True))]
+            values = torch.from_numpy(np.pad(tensor.as_tensor().numpy(), widths, mode="reflect"))
+            affine = np.array(tensor.affine)
+            affine[:3, 3] -= affine[:3, :3] @ before
+            item[key] = MetaTensor(values, affine=torch.from_numpy(affine), meta=_meta(tensor))
+        return item
 
 
 def on_grid(values: Tensor, like: MetaTensor, grid: Grid) -> MetaTensor:

@@ -30,7 +30,7 @@ from medunet.networks.blocks import (
     init_incoming,
     per_axis,
 )
-from medunet.networks.sizes import Axis, nearest_valid_size
+from medunet.planning.sizes import axes_of, nearest_valid_size
 
 PerLevel = Sequence[int | Sequence[int]]
 
@@ -92,7 +92,7 @@ class UNet(nn.Module):
         _check_options(len(channels), deep_supervision, dropout, dropout_in)
         if padding != "same":
             _check_valid(padding, downsample, upsample, deep_supervision)
-        self.axes = _axes(self.strides, kernels, convs_per_level if padding == "valid" else 0)
+        self.axes = axes_of(self.strides, kernels, convs_per_level, padding)
         options: dict[str, Any] = {"convs": convs_per_level, "norm": norm, "act": activation, "padding": padding}
         along, inside = (0.0 if dropout_in == "end" else dropout), (dropout if dropout_in == "all" else 0.0)
         widths = [in_channels, *channels]
@@ -262,11 +262,3 @@ def _check_valid(padding: str, downsample: str, upsample: str, deep_supervision:
         )
     if deep_supervision:
         raise NetworkError(f"deep_supervision is {deep_supervision}; padding valid allows 0: its levels end apart")
-
-
-def _axes(strides: Sequence[Size], kernels: Sequence[Size], convs: int) -> tuple[Axis, ...]:
-    """Sizes along each axis when `convs` convolutions per level are without padding."""
-    return tuple(
-        Axis.of(along, [convs * (k - 1) for k in sizes])
-        for along, sizes in zip(zip(*strides, strict=True), zip(*kernels, strict=True), strict=True)
-    )

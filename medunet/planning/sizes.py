@@ -54,6 +54,34 @@ class Axis:
         return max(self.smallest, (size - self.more) // self.step * self.step + self.more)
 
 
+def axes_of(
+    strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]], convs: int, padding: str
+) -> tuple[Axis, ...]:
+    """Sizes along each axis of a U-Net with `convs` convolutions per level, which take voxels off when ``valid``."""
+    taken = convs if padding == "valid" else 0
+    return tuple(
+        Axis.of(along, [taken * (k - 1) for k in sizes])
+        for along, sizes in zip(zip(*strides, strict=True), zip(*kernels, strict=True), strict=True)
+    )
+
+
+def level_sizes(
+    size: Sequence[int], strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]], convs: int, padding: str
+) -> tuple[list[Size], list[Size]]:
+    """Sizes in which the convolutions of each level begin: on the way down, and on the way up (but the deepest)."""
+    taken = [tuple(convs * (k - 1) if padding == "valid" else 0 for k in kernel) for kernel in kernels]
+    down: list[Size] = []
+    current = tuple(int(n) for n in size)
+    for stride, loss in zip(strides, taken, strict=True):
+        down.append(tuple(math.ceil(n / s) for n, s in zip(current, stride, strict=True)))
+        current = tuple(n - t for n, t in zip(down[-1], loss, strict=True))
+    up: list[Size] = []
+    for level in reversed(range(len(strides) - 1)):
+        up.append(tuple(n * s for n, s in zip(current, strides[level + 1], strict=True)))
+        current = tuple(n - t for n, t in zip(up[-1], taken[level], strict=True))
+    return down, up[::-1]
+
+
 def nearest_valid_size(size: Sequence[int], divisor: Sequence[int]) -> Size:
     """The multiples of `divisor` (at least one) closest to `size`; a tie goes to the larger.
 
