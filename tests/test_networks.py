@@ -325,6 +325,10 @@ def test_networks_without_padding_need_no_option() -> None:
         WindowInferer(frame, {"0": 0, "1": 1}, (60, 60), blend=blend)(image, network) for blend in ("gaussian", "exact")
     ]
     assert torch.equal(*results)
+    with pytest.raises(
+        NetworkError, match=r"makes \[28, 28, 1\] of a window of \[30, 30, 1\] voxels; its attribute margin"
+    ):
+        WindowInferer(frame, {"0": 0, "1": 1}, (30, 30))(image, nn.Conv2d(1, 2, 3))
     seeing_all = UNet(2, 1, 2, [2, 4], [1, 2], norm="instance", downsample="pooled", padding="valid")
     with pytest.raises(NetworkError, match="depends on all of its input"):
         WindowInferer(frame, {"0": 0, "1": 1}, (60, 60))(image, seeing_all)

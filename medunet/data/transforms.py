@@ -72,14 +72,21 @@ class Frame:
         native = grid_of(image)
         values = image.as_tensor()
         scales = [scale_of(channel.numpy(), scheme) for channel, scheme in zip(values, self.normalization, strict=True)]
-        return NetworkImage(values, Resampling(native, self.grid(native)), scales)
+        return NetworkImage(values, Resampling(native, self.grid(native)), scales, native, _all_of(native))
+
+    def part(self, image: NetworkImage, box: Box) -> NetworkImage:
+        """A part of an image's file, as a network sees it when it gets no more; the whole file sets the scale."""
+        values = image.values[(slice(None), *(slice(*bounds) for bounds in box))]
+        native = image.file.part(box)
+        return NetworkImage(values, Resampling(native, self.grid(native)), image.scales, image.file, box)
 
 
 class WholeImage:
-    """An image that was brought onto a network's `grid` before; `native` is the file's."""
+    """An image that was brought onto a network's `grid` before; all else is as with `like`."""
 
-    def __init__(self, values: Tensor, grid: Grid, native: Grid) -> None:
-        self.values, self.grid, self.native, self.channels = values, grid, native, int(values.shape[0])
+    def __init__(self, values: Tensor, like: NetworkImage) -> None:
+        self.values, self.channels = values, int(values.shape[0])
+        self.grid, self.native, self.file, self.box = like.grid, like.native, like.file, like.box
 
     def read(self, box: Box) -> Tensor:
         """(channels, ...) float32 of a box of the network's grid; a tensor of its own."""
@@ -87,11 +94,20 @@ class WholeImage:
 
 
 class NetworkImage:
-    """An image on a network's grid, resampled and normalised when a box of it is read."""
+    """An image on a network's grid, resampled and normalised when a box of it is read.
 
-    def __init__(self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None]) -> None:
+    Args:
+        values: (channels, x, y, z) as stored, on the source of `resampling`.
+        scales: what becomes of each channel's values.
+        file: the grid of the whole file.
+        box: where in it `values` are.
+    """
+
+    def __init__(
+        self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None], file: Grid, box: Box
+    ) -> None:
         self.values, self.resampling, self.scales = values, resampling, list(scales)
-        self.channels = int(values.shape[0])
+        self.channels, self.file, self.box = int(values.shape[0]), file, box
 
     @property
     def grid(self) -> Grid:
@@ -100,7 +116,7 @@ class NetworkImage:
 
     @property
     def native(self) -> Grid:
-        """The file's grid."""
+        """The grid of the file, or of the part of it that the network sees."""
         return self.resampling.source
 
     def read(self, box: Box) -> Tensor:
@@ -197,6 +213,10 @@ class Mirrored(MapTransform):
             affine[:3, 3] -= affine[:3, :3] @ before
             item[key] = MetaTensor(values, affine=torch.from_numpy(affine), meta=_meta(tensor))
         return item
+
+
+def _all_of(grid: Grid) -> Box:
+    return tuple((0, n) for n in grid.shape)
 
 
 def on_grid(values: Tensor, like: MetaTensor, grid: Grid) -> MetaTensor:

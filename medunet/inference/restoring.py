@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medunet.data.resampling import Box, Resampling
-from medunet.types import AnyArray, IntArray
+from medunet.types import AnyArray, IntArray, Shape
 
 FLOOR = -7.0
 """Lowest logarithm of a probability (about 1/1000); for one output, logits lie between it and its opposite."""
@@ -39,13 +38,21 @@ class Restorer:
     Args:
         resampling: from the network's grid (source) to the file's (target).
         values: stored value per class, background first.
+        labels: where the label map goes, (x, y, z) on the target's grid, `blank` before; null: a new one.
         sink: takes all probabilities on the file's grid, if wanted.
     """
 
-    def __init__(self, resampling: Resampling, axis: int, values: Sequence[int], sink: Sink | None = None) -> None:
+    def __init__(
+        self,
+        resampling: Resampling,
+        axis: int,
+        values: Sequence[int],
+        labels: AnyArray | None = None,
+        sink: Sink | None = None,
+    ) -> None:
         self.resampling, self.axis, self.sink = resampling, axis, sink
-        self.values = np.array(values, dtype=_label_type(values))
-        self.labels: AnyArray = np.full(resampling.target.shape, self.values[0], order="F")
+        self.labels = blank(resampling.target.shape, values) if labels is None else labels
+        self.values = np.array(values, dtype=self.labels.dtype)
         self._kept: Tensor | None = None
         self._first = self._stop = 0
         self._done = 0
@@ -209,15 +216,19 @@ def _pour(parts: _Parts, box: Box, sink: Sink) -> None:
 def _bounds(mask: Tensor) -> Box | None:
     """The box around the true voxels of (x, y, z)."""
     bounds: list[tuple[int, int]] = []
+    array = mask.numpy() if mask.device.type == "cpu" else None  # many times faster there
     for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        places = torch.nonzero(mask.any(others[1]).any(others[0]))
+        first, second = (a for a in range(3) if a != axis)
+        line = mask.any(second).any(first).cpu().numpy() if array is None else array.any((first, second))
+        places = np.flatnonzero(line)
         if not len(places):
             return None
         bounds.append((int(places[0]), int(places[-1]) + 1))
     return tuple(bounds)
 
 
-def _label_type(values: Sequence[int]) -> Any:
+def blank(shape: Shape, values: Sequence[int]) -> AnyArray:
+    """A label map of background, in the smallest type that holds all `values`."""
     low, high = min(values), max(values)
-    return next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
+    kind = next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
+    return np.full(shape, values[0], dtype=kind, order="F")

@@ -7,7 +7,7 @@ docstring says so. A plan is arithmetic: the same fingerprint, budget and settin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -66,6 +66,8 @@ class Plan:
     mirror_axes: tuple[int, ...]
     rotation: tuple[float, ...]
     overlap: float
+    region: Any
+    """Where prediction looks: ``all``, ``body``, or around what a coarser bundle finds."""
     amp: bool
     memory_estimate: int
     seen: dict[str, Any]
@@ -271,6 +273,7 @@ class _Draft:
             mirror_axes=axes,
             rotation=rotation,
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
+            region=self._region(normalization),
             amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
             memory_estimate=self._memory(network, patch, batch),
             seen={
@@ -283,6 +286,15 @@ class _Draft:
             },
             reasons=dict(sorted(self.reasons.items())),
         )
+
+    def _region(self, normalization: Sequence[Mapping[str, Any]]) -> Any:
+        """The air around a body need not be looked at; nnU-Net crops to non-zero voxels likewise."""
+        if any(scheme["scheme"] == "ct" for scheme in normalization):
+            return self.take("region", "body", "CT tells a body from the air around it, which is background")
+        region = self.take("region", "all", "only CT tells a body from what lies around it")
+        if region == "body":
+            raise PlanError("plan setting region=body does not fit; it needs a channel with normalization scheme ct")
+        return region
 
     def _codes(self) -> dict[str, Any]:
         """A code for every class but the background: chosen, from the shipped table, or the honest generic one."""

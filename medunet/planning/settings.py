@@ -53,6 +53,13 @@ def _is_orientation(value: Any) -> bool:
     return isinstance(value, str) and sorted("RLAPSI".find(c) // 2 for c in value) == [0, 1, 2]
 
 
+def _is_region(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        margin = value.get("margin")
+        return set(value) == {"bundle", "margin"} and isinstance(value["bundle"], str) and _is_number(margin)
+    return value in ("all", "body")
+
+
 SETTINGS: dict[str, Setting] = {
     "dims": Setting("2 or 3", lambda v: v in (2, 3) and not isinstance(v, bool)),
     "orientation": Setting("three axis codes such as RAS", _is_orientation),
@@ -80,6 +87,7 @@ SETTINGS: dict[str, Setting] = {
     "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
     "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
+    "region": Setting("all, body, or {bundle: PATH, margin: MM}", _is_region),
     "codes": Setting("a mapping from class names to {type: [VALUE, SCT, MEANING]}", lambda v: isinstance(v, dict)),
     "normalization": _list(
         "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",
