@@ -1,6 +1,6 @@
 """Which loss finds small, rare objects? Tiny U-Nets on synthetic pictures whose foreground is under 1% of the pixels.
 
-Run: python scripts/experiment_losses.py [--steps 150] [--seeds 3]       (about three minutes on one core)
+Run: python scripts/experiment_losses.py [--steps 150] [--seeds 3]       (several minutes on one core)
 
 Prints a Markdown table: over the seeds, the mean and range of Dice, sensitivity, and false-positive pixels per picture.
 """
