@@ -13,12 +13,13 @@ from medunet.data.resampling import Box, Resampling
 from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
+from medunet.inference.outputs import are_classes, decide, probabilities
 from medunet.inference.placement import Place, Row, Windows
 from medunet.inference.quality import Certainty
 from medunet.inference.restoring import Restorer, Sink, blank
 from medunet.types import AnyArray, Shape
 
-_TOGETHER = 8_000_000  # probabilities that are judged at a time
+_TOGETHER = 2_000_000  # probabilities that are judged at a time
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Passage:
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
         self.preprocess = self.restore = 0.0
+        self.classes = True
         self._planes: tuple[int, Tensor] | None = None
         self._constant: tuple[tuple[float, ...], Tensor] | None = None
 
@@ -130,10 +132,11 @@ class Passage:
 
     def _add(self, logits: Tensor, place: Place) -> None:
         if self.accumulator is None:
+            self.classes = are_classes(logits.shape[0], len(self.restorer.values))
             self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
-            self.certainty = Certainty(logits.shape[0])
+            self.certainty = Certainty(logits.shape[0], self.classes)
             if self.sink is not None:
-                self.sink.fill(logits.shape[0])
+                self.sink.fill(self.classes)
         self.accumulator.add(logits, place)
 
     def _finish(self, stop: int) -> None:
@@ -144,7 +147,7 @@ class Passage:
         synchronize(accumulator.sums.device)
         clock = time.perf_counter()
         start, planes = accumulator.start, stop - accumulator.start
-        complete = probabilities(accumulator.mean(planes))
+        complete = probabilities(accumulator.mean(planes), self.classes)
         inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
         inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
         if inner[axis].start < inner[axis].stop:
@@ -162,7 +165,7 @@ class Passage:
             step = max(1, _TOGETHER * planes // complete.numel())
             for part in torch.split(complete, step, dim=1 + self.windows.axis):
                 part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-                self.certainty.update(part, most_probable(part))
+                self.certainty.update(part, decide(part, self.classes))
 
 
 class _Inside:
@@ -175,9 +178,9 @@ class _Inside:
         place = tuple((first + start, first + stop) for (first, _), (start, stop) in zip(self._box, box, strict=True))
         self._sink(number, place, values)
 
-    def fill(self, classes: int) -> None:
-        """The background of all that was not seen; a single output is the foreground's and stays 0."""
-        for box in around(self._box, self._file) if classes > 1 else ():
+    def fill(self, classes: bool) -> None:
+        """The background of all that was not seen; regions have none and stay 0."""
+        for box in around(self._box, self._file) if classes else ():
             self._sink(0, box, torch.ones(()).expand(*(stop - start for start, stop in box)))
 
 
@@ -196,29 +199,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def most_probable(probabilities: Tensor) -> Tensor:
-    """Class numbers (...) of (classes, ...); torch's own arg-max over the first axis is many times slower."""
-    if len(probabilities) == 1:
-        return (probabilities[0] > 0.5).to(torch.int16)
-    best = probabilities[0].clone()
-    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for number, candidate in enumerate(probabilities[1:], 1):
-        winner.masked_fill_(candidate > best, number)
-        torch.maximum(best, candidate, out=best)
-    return winner
-
-
 def _constant(window: Tensor) -> tuple[float, ...] | None:
     """The value of each channel of (channels, *window) when they are constant."""
     first = window[(slice(None), *(slice(0, 1),) * (window.ndim - 1))]
     if not torch.equal(window[..., 0], first[..., 0].expand_as(window[..., 0])):
         return None  # most windows differ within their first plane
     return tuple(first.flatten().tolist()) if bool((window == first).all()) else None
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Soft-max over the classes (first axis), or a sigmoid where there is one output; in place."""
-    if logits.shape[0] == 1:
-        return logits.sigmoid_()
-    logits.sub_(logits.amax(dim=0)).exp_()
-    return logits.div_(logits.sum(dim=0))
