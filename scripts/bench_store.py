@@ -212,6 +212,7 @@ def ways(items: Sequence[dict[str, str]], work: Path, reads: int) -> list[list[s
     from monai.transforms import Compose, RandCropByPosNegLabeld, RandSpatialCropd
 
     from medunet.training import Augmentation, CutPatch, PatchStore, Sample, StoredPatches
+    from medunet.training.augment import PROBABILITIES
 
     rows = []
     start = time.perf_counter()
@@ -224,7 +225,9 @@ def ways(items: Sequence[dict[str, str]], work: Path, reads: int) -> list[list[s
         cached[number]
     theirs = (time.perf_counter() - start) / len(items)
     for label, size in PATCHES.items():
-        patches = StoredPatches(items, store, CutPatch(size), Augmentation(size, probabilities=PLAIN))
+        patches = StoredPatches(
+            items, store, CutPatch(size), Augmentation(size, probabilities=dict.fromkeys(PROBABILITIES, 0.0))
+        )
         crops = {
             "RandSpatialCropd": RandSpatialCropd(["image", "label"], size, random_size=False),
             "RandCropByPosNegLabeld": RandCropByPosNegLabeld(["image", "label"], "label", size, num_samples=1),
@@ -315,6 +318,7 @@ def memory(items: Sequence[dict[str, str]], work: Path, copies: int) -> list[lis
     import torch
 
     from medunet.training import Augmentation, CaseSampler, CutPatch, PatchLoader, PatchStore, StoredPatches
+    from medunet.training.augment import PROBABILITIES
 
     store = PatchStore(str(work / "store"), preprocess())
     store.prepare(items)
@@ -326,7 +330,9 @@ def memory(items: Sequence[dict[str, str]], work: Path, copies: int) -> list[lis
         many.append({"image": str(number), "label": ""})
         keys[str(number), ""] = path.stem
     store._keys |= keys
-    patches = StoredPatches(many, store, CutPatch((96, 96, 96)), Augmentation((96, 96, 96), probabilities=PLAIN))
+    patches = StoredPatches(
+        many, store, CutPatch((96, 96, 96)), Augmentation((96, 96, 96), probabilities=dict.fromkeys(PROBABILITIES, 0.0))
+    )
     loader = PatchLoader(patches, 2, CaseSampler(many, 2, copies), torch.device("cpu"), 2)
     peak = 0
     for _ in loader:

@@ -300,9 +300,7 @@ def test_preprocessing_for_training_is_what_inference_sees(tmp_path: Path) -> No
     write_label(tmp_path / "l.nii.gz", label.array[0], label.grid)
     frame = Frame("ASR", (2.0, 3.0, 2.5), [{"scheme": "zscore"}])
     names = {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}
-    item = Preprocess(frame, names, (4, 4, 4))(
-        {"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")}
-    )
+    item = Preprocess(frame, names)({"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")})
     seen = frame.see(LoadVolumed()({"image": str(tmp_path / "i.nii.gz")})["image"])
     assert torch.equal(item["image"].as_tensor(), seen.whole())
     assert item["label"].shape == item["image"].shape

@@ -29,6 +29,7 @@ from medunet.inference.border import Bordered
 from medunet.training import Augmentation, CaseSampler, CutPatch, PatchLoader, PatchStore, Sample, StoredPatches
 from medunet.training import entry as entries
 from medunet.training import store as stores
+from medunet.training.augment import PROBABILITIES
 from medunet.training.entry import DamagedEntryError, Entry, class_locations, write_entry
 from medunet.training.loading import refuse_lost_worker
 from tests.dicom_phantom import make_series
@@ -131,6 +132,32 @@ def test_a_2d_patch_is_a_slice_and_reads_little(tmp_path: Path) -> None:
     patch = patches[Sample(5, 0)]
     assert (patch["image"].shape, patch["label"].shape) == ((1, 16, 12), (1, 16, 12))
     assert store.entry(item).header.blocks.counts == (1, 1, 35)
+
+
+@pytest.mark.parametrize("border", ["mirror", "edge"])
+def test_a_volume_is_continued_as_a_network_without_padding_needs_it(tmp_path: Path, border: str) -> None:
+    """Patches reach a margin beyond the volume, and see there what inference shows the network."""
+    item = make_case(tmp_path, "x")
+    store = make_store(tmp_path / "s")
+    entry = store.entry(item)
+    margin, size = (4, 3, 2), (24, 16, 12)
+    plain = Augmentation(size, probabilities=dict.fromkeys(PROBABILITIES, 0.0))
+    patches = StoredPatches([item], store, CutPatch(size, 0.5, margin), plain, border=border)
+    image, label = (array[0] for array in store.read(item, tuple((0, n) for n in entry.shape)))
+    whole = {"mirror": "reflect", "edge": "edge"}[border]
+    starts = []
+    for number in range(40):
+        cut = patches.cut.draw(np.random.default_rng((0, number)), entry)
+        starts.append(cut.start)
+        patch = patches[Sample(number, 0)]
+        widths = [(16, 16)] * 3
+        box = tuple(slice(a + 16, a + 16 + n) for a, n in zip(cut.start, size, strict=True))
+        assert np.array_equal(patch["image"][0].numpy(), np.pad(image, widths, mode=whole)[box])
+        assert np.array_equal(patch["label"][0].numpy(), np.pad(label, widths, mode=whole)[box])
+    for axis, (n, p, m) in enumerate(zip(entry.shape, size, margin, strict=True)):
+        along = [start[axis] for start in starts]
+        assert -m <= min(along) < 0
+        assert n - p < max(along) <= max(n + m - p, -m)
 
 
 def test_a_region_lies_around_its_patch() -> None:

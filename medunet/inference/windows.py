@@ -25,7 +25,7 @@ from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
 from medunet.inference.region import Region, Rule
 from medunet.inference.restoring import Sink
-from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
+from medunet.networks.receptive import Halo, fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.types import AnyArray, Shape
 
 COMPILED = "models/compiled"
@@ -61,7 +61,8 @@ class WindowInferer(Inferer):
         batch_size: windows per forward pass, halved when the device runs out of memory; null: by the device.
         mirror_axes: spatial axes to average over mirrored inputs (test-time augmentation); none by default.
         blend: ``gaussian``, ``constant``, or ``exact``: windows of a patch and all that its result depends on, each
-            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound.
+            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound. Those
+            without padding always run so; a patch is then what a tile sees, and `border` what it sees at the ends.
         border: what lies beyond an image smaller than a window: ``constant``, ``edge`` or ``mirror``.
         amp: mixed precision on CUDA.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
@@ -108,6 +109,7 @@ class WindowInferer(Inferer):
         self._ready: tuple[Any, Shape, Backend] | None = None
         self._torch: TorchBackend | None = None
         self._halo: tuple[Any, Halo] | None = None
+        self._margin: Shape = (0, 0, 0)
         self._seconds: float | None = None  # a window
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> MetaTensor:
@@ -146,16 +148,23 @@ class WindowInferer(Inferer):
     def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""
         size = image.grid.shape
-        if self.blend != "exact":
+        self._margin = output_margin(network, 2 if self.flat else 3)
+        if self.blend != "exact" and not any(self._margin):
             border = Bordered(image.read, size, self.patch, self.border)
             return border, overlapping(border.size, self.patch, self.overlap, _GROUP)
-        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, 2 if self.flat else 3)
+        return self._tiles(image, network)
+
+    def _tiles(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
+        """Exact tiles. A network without padding takes in windows of a patch; others of a patch and its halo."""
+        size, dims = image.grid.shape, 2 if self.flat else 3
+        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, dims)
+        room = [0 if any(self._margin) else sum(h) for h in halo]
+        whole = fitting_size(network, [n + 2 * m for n, m in zip(size, self._margin, strict=False)])
+        wanted = fitting_size(network, [p + r for p, r in zip(self.patch, room, strict=False)])
+        window = tuple(min(n, w) for n, w in zip(whole, wanted, strict=True))
         if self.flat:
             halo, divisor = (*halo, (0, 0)), (*divisor, 1)
-        whole = [math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
-        window = [
-            min(n, math.ceil((p + sum(h)) / d) * d) for n, p, h, d in zip(whole, self.patch, halo, divisor, strict=True)
-        ]
+            whole, window = (*whole, size[2]), (*window, 1)
         border = Bordered(image.read, size, whole, self.border)
         return border, tiles(border.size, window, halo, divisor)
 
@@ -209,7 +218,7 @@ class WindowInferer(Inferer):
 
     def _halo_of(self, network: Any, channels: int) -> Halo:
         if self._halo is None or self._halo[0] is not network:
-            halo = receptive_field(network, 2 if self.flat else 3, channels)
+            halo = tile_halo(network, 2 if self.flat else 3, channels)
             if halo is None:
                 raise NetworkError(
                     "the network's output depends on all of its input (as with instance normalisation), there are no "
@@ -259,7 +268,7 @@ class WindowInferer(Inferer):
                         f"close other programs, use --device cpu, or plan a smaller patch_size"
                     ) from error
                 self.batch_size = size = size // 2
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch, self._margin)
 
 
 class _Function:
@@ -278,6 +287,17 @@ def _alone(batch: MetaTensor) -> MetaTensor:
     """The only volume of a batch, without copying it."""
     affine = torch.as_tensor(batch.affine).reshape(-1, 4, 4)[0]
     return MetaTensor(batch.as_tensor()[0], affine=affine)
+
+
+def _as_large(logits: Tensor, batch: Tensor, margin: Sequence[int]) -> Tensor:
+    """Logits of a network without padding with a margin of zeros, which no tile counts: as large as its window."""
+    around = [*margin, 0][: batch.ndim - 2]
+    if any(w - n != 2 * m for w, n, m in zip(batch.shape[2:], logits.shape[2:], around, strict=True)):
+        raise NetworkError(
+            f"the network makes {list(logits.shape[2:])} of a window of {list(batch.shape[2:])} voxels; its attribute "
+            f"margin must say how many voxels it leaves out on either side"
+        )
+    return nn.functional.pad(logits, [m for m in reversed(around) for _ in "<>"]) if any(around) else logits
 
 
 def device_of(network: nn.Module) -> torch.device:

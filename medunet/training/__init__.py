@@ -1,13 +1,23 @@
 """Training under MONAI's and Ignite's engines: data, losses, schedule and handlers."""
 
 from medunet.training.augment import Augmentation
+from medunet.training.border import BorderWeightsd
 from medunet.training.budget import Budget
 from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
 from medunet.training.distributed import distribute, leave, local_device
 from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
-from medunet.training.losses import DiceCE
+from medunet.training.losses import (
+    DiceBCE,
+    DiceCE,
+    DiceFocal,
+    DiceHausdorff,
+    GeneralizedDice,
+    Jaccard,
+    Tversky,
+    WeightedCE,
+)
 from medunet.training.patches import CutPatch
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
@@ -17,13 +27,19 @@ from medunet.training.validate import CaseScores, ScoresWriter, Validation
 __all__ = [
     "Attached",
     "Augmentation",
+    "BorderWeightsd",
     "Budget",
     "CaseSampler",
     "CaseScores",
     "Checkpoints",
     "CutPatch",
+    "DiceBCE",
     "DiceCE",
+    "DiceFocal",
+    "DiceHausdorff",
     "FoldCases",
+    "GeneralizedDice",
+    "Jaccard",
     "Log",
     "PatchLoader",
     "PatchStore",
@@ -32,7 +48,9 @@ __all__ = [
     "ScoresWriter",
     "Stopping",
     "StoredPatches",
+    "Tversky",
     "Validation",
+    "WeightedCE",
     "distribute",
     "leave",
     "local_device",

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from medunet.data.index import Case, Index
+from medunet.data.resampling import Box
 from medunet.errors import BundleError, DatasetError
+from medunet.inference.border import fold
 from medunet.training.patches import Augment, CutPatch, to_tensors
 from medunet.training.store import PatchStore
+from medunet.types import AnyArray
 
 INDEX_FILE = "eval/index.json"
 """Where a bundle keeps its case list. The folder ``eval/`` is private: it never leaves the house."""
@@ -90,10 +93,22 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
         store: where the preprocessed cases are, or will be.
         cut: draws where the patch lies.
         augment: draws what becomes of it, then does it; reads as large a region as it needs.
+        border: what lies beyond a volume: ``constant`` (the mean, and background), ``edge`` or ``mirror``.
+        finish: a last transform of ``{"image", "label"}``, such as `BorderWeightsd`.
     """
 
-    def __init__(self, data: Sequence[Any], store: PatchStore, cut: CutPatch, augment: Augment, seed: int = 0) -> None:
+    def __init__(
+        self,
+        data: Sequence[Any],
+        store: PatchStore,
+        cut: CutPatch,
+        augment: Augment,
+        seed: int = 0,
+        border: str = "constant",
+        finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ) -> None:
         self.data, self.store, self.cut, self.augment, self.seed = data, store, cut, augment, int(seed)
+        self.border, self.finish = border, finish
 
     def __len__(self) -> int:
         return len(self.data)
@@ -114,9 +129,21 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
         cut = self.cut.draw(generator, self.store.entry(item))
         draw = self.augment.draw(generator)
         extent = (*draw.extent, 1) if self.cut.flat else draw.extent
-        region = to_tensors(*self.store.read(item, cut.box(extent)), self.cut.flat)
+        region = to_tensors(*self._read(item, cut.box(extent)), self.cut.flat)
         image, label = self.augment.apply(draw, *region)
-        return {"image": image, "label": label}
+        patch = {"image": image, "label": label}
+        return patch if self.finish is None else self.finish(patch)
+
+    def _read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
+        """Image and label of a box that may reach beyond the volume."""
+        if self.border == "constant":
+            return self.store.read(item, box)
+        shape = self.store.entry(item).shape
+        folded = [fold(np.arange(a, b), n, self.border) for (a, b), n in zip(box, shape, strict=True)]
+        inside = tuple((int(f.min()), int(f.max()) + 1) for f in folded)
+        image, label = self.store.read(item, inside)
+        x, y, z = np.ix_(*(f - first for f, (first, _) in zip(folded, inside, strict=True)))
+        return image[:, x, y, z], label[:, x, y, z]
 
 
 class CaseSampler(Sampler[Sample]):

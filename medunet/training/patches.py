@@ -34,17 +34,23 @@ class CutPatch:
     With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present, as far
     as the volume's ends allow. A smaller volume lies in the middle of the patch, as it does in an inference window.
     A 2D `patch_size` is one slice along z.
+
+    Args:
+        margin: voxels that a network without padding leaves out at either end of a patch; patches reach so far beyond
+            the volume, so that every voxel can be in an output.
     """
 
-    def __init__(self, patch_size: Sequence[int], foreground: float = 0.5) -> None:
+    def __init__(self, patch_size: Sequence[int], foreground: float = 0.5, margin: Sequence[int] = (0, 0, 0)) -> None:
+        self.margin = tuple(int(n) for n in margin)
         self.flat = len(patch_size) == 2
         self.size: Shape = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
         self.foreground = float(foreground)
 
     def draw(self, generator: np.random.Generator, case: Entry) -> Cut:
         """Draw a cut for a stored case."""
-        before = [max(0, p - n) // 2 for n, p in zip(case.shape, self.size, strict=True)]
-        room = [max(0, n - p) for n, p in zip(case.shape, self.size, strict=True)]
+        wide = [n + 2 * m for n, m in zip(case.shape, self.margin, strict=True)]
+        before = [max(0, p - n) // 2 + m for n, p, m in zip(wide, self.size, self.margin, strict=True)]
+        room = [max(0, n - p) for n, p in zip(wide, self.size, strict=True)]
         classes = case.header.classes
         if classes and generator.random() < self.foreground:
             value = list(classes)[generator.integers(len(classes))]
