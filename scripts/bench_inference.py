@@ -11,13 +11,15 @@ Run it on a quiet machine; it prints Markdown tables.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,13 @@ class Bench:
         size = "x".join(map(str, shape))
         return write_case(self.work / "cases", f"{name}_{size}", shape, spacing, 1000, air, CLASSES)[0]
 
-    def run(self, peer: str, bundle: Path, inputs: Sequence[Path], name: str) -> Run:
-        """One peer on some files; its results stay in DIR/runs/NAME_PEER."""
+    def run(
+        self, peer: str, bundle: Path, inputs: Sequence[Path], name: str, overrides: dict[str, Any] | None = None
+    ) -> Run:
+        """One peer on some files; its results stay in DIR/runs/NAME_PEER. `overrides` are medunet's."""
         options = {"softmax": self.softmax} if peer == "monai" else {}
-        return self.peers.run(peer, bundle, inputs, self.work / "runs" / f"{name}_{peer}", **options)
+        peers = replace(self.peers, overrides={**self.peers.overrides, **(overrides or {})})
+        return peers.run(peer, bundle, inputs, self.work / "runs" / f"{name}_{peer}", **options)
 
 
 # ---- cases
@@ -65,10 +70,12 @@ class Bench:
 def speed(bench: Bench, minutes: float) -> dict[str, Any]:
     """256 x 256 x 200 at the network's spacing, and agreement there and on a case with another spacing."""
     bundle = trained_bundle(bench.work, minutes)
+    shutil.rmtree(bundle / "models" / "compiled", ignore_errors=True)  # the first call measures and converts
     same = bench.volume("speed", bench.pick((256, 256, 200), (128, 128, 112)))
     other = bench.volume("spacing", bench.pick((200, 200, 96), (120, 120, 64)), (1.0, 1.0, 2.0))
-    runs = [bench.run(peer, bundle, [same], "speed") for peer in ALL]
-    further = [bench.run(peer, bundle, [other], "spacing") for peer in ALL]
+    everywhere = {"inferer::region": "all"}  # the windows of the others
+    runs = [bench.run(peer, bundle, [same], "speed", everywhere) for peer in (*ALL, "medunet")]
+    further = [bench.run(peer, bundle, [other], "spacing", everywhere) for peer in ALL]
     return {
         "runs": runs,
         "spacing": further,
@@ -80,13 +87,22 @@ def speed(bench: Bench, minutes: float) -> dict[str, Any]:
 
 
 def air(bench: Bench, minutes: float) -> dict[str, Any]:
-    """A body in a field of view of which half is air, and the same size with hardly any."""
+    """A body in a field of view of which half is air: windows over the body, everywhere, and those of MONAI."""
     bundle = trained_bundle(bench.work, minutes)
-    shape = bench.pick((384, 384, 96), (224, 224, 96))
-    volumes = {"half air": bench.volume("air", shape, air=0.5), "10% air": bench.volume("full", shape)}
-    windows = {name: air_windows(path, 96, 48) for name, path in volumes.items()}
-    runs = {name: bench.run("medunet", bundle, [path], f"air_{path.stem}") for name, path in volumes.items()}
-    return {"runs": list(runs.values()), "names": list(runs), "windows": windows}
+    image = bench.volume("air", bench.pick((384, 384, 96), (224, 224, 96)), air=0.5)
+    jobs = {"MONAI": ("monai", "all"), "everywhere": ("medunet", "all"), "over the body": ("medunet", "body")}
+    runs, maps = {}, {}
+    for name, (peer, region) in jobs.items():
+        runs[name] = bench.run(peer, bundle, [image], "air", {"inferer::region": region})
+        maps[name] = labels_of(runs[name])
+    maps["phantom"] = np.asarray(nibabel().load(image.parents[1] / "labels" / image.name).dataobj)
+    pairs = [("over the body", "everywhere"), ("everywhere", "MONAI"), *((name, "phantom") for name in jobs)]
+    return {
+        "runs": list(runs.values()),
+        "names": list(runs),
+        "windows": air_windows(image, 96, 48),
+        "agreement": [{"where": "half air", "of": a, "with": b, **agreement(maps[a], maps[b])} for a, b in pairs],
+    }
 
 
 def memory(bench: Bench, _: float) -> dict[str, Any]:
@@ -131,19 +147,20 @@ CASES: dict[str, Callable[[Bench, float], dict[str, Any]]] = {
 # ---- comparing
 
 
+def nibabel() -> Any:
+    """Imported when needed."""
+    return importlib.import_module("nibabel")
+
+
 def labels_of(run: Run) -> np.ndarray | None:
     """The label map that a run left."""
-    import nibabel as nib
-
     found = sorted(Path(run.output).glob("*.nii.gz")) if run.state == "done" else []
-    return np.asarray(nib.load(found[0]).dataobj).astype(np.uint8) if found else None
+    return np.asarray(nibabel().load(found[0]).dataobj).astype(np.uint8) if found else None
 
 
 def compare(runs: Sequence[Run], image: Path, where: str) -> list[dict[str, Any]]:
     """Each peer with `monai`, and with the phantom's own labels."""
-    import nibabel as nib
-
-    truth = np.asarray(nib.load(image.parents[1] / "labels" / image.name).dataobj)
+    truth = np.asarray(nibabel().load(image.parents[1] / "labels" / image.name).dataobj)
     maps = {run.peer: labels_of(run) for run in runs}
     pairs = [("medunet", "monai"), ("nnunet", "monai"), *((peer, "phantom") for peer in ALL)]
     maps["phantom"] = truth
@@ -164,15 +181,14 @@ def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return {
         "equal": round(float((first == second)[union].mean()), 6),
         "different_voxels": int((first != second).sum()),
+        "share": float((first != second).mean()),
         "dice": dice,
     }
 
 
 def air_windows(path: Path, window: int, step: int) -> float:
     """Share of the windows that hold nothing but air."""
-    import nibabel as nib
-
-    tissue = np.asarray(nib.load(path).dataobj) > -500
+    tissue = np.asarray(nibabel().load(path).dataobj) > -500
     starts = [sorted({min(s, n - window) for s in range(0, n, step)}) for n in tissue.shape]
     empty = [
         not tissue[x : x + window, y : y + window, z : z + window].any()

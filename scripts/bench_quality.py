@@ -168,7 +168,7 @@ def measure(model: Model, index: Index, fold: int) -> tuple[list[Row], list[Row]
             if number % 2:
                 test += spoilt(model, case.id, sample, number, Path(name))
             else:
-                worse = WholeImage(degrade(image.whole(), number // 2), image.grid, image.native)
+                worse = WholeImage(degrade(image.whole(), number // 2), image)
                 degraded += model.rows(case.id, "degraded", worse, sample[1])
     return whole, degraded, test
 

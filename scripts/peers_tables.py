@@ -43,20 +43,26 @@ def show(name: str, result: dict[str, Any]) -> str:
         ]
         return table(("peer", "s beyond the network", "s network", "share"), rows)
     if name == "air":
-        names, windows = result["names"], result["windows"]
-        rows = [[n, f"{windows[n]:.0%}", *run_cells(run)] for n, run in zip(names, runs, strict=True)]
-        return table(("volume", "windows of air alone", *HEAD), rows)
+        first = runs[0].seconds
+        rows = [[n, f"{r.seconds / first:.2f}", *run_cells(r)] for n, r in zip(result["names"], runs, strict=True)]
+        words = f"{result['windows']:.0%} of all windows hold air alone.\n"
+        return "\n".join([words, table(("windows", "of MONAI's time", *HEAD), rows), _agreement(result)])
     return _show_speed(result)
 
 
-def _show_speed(result: dict[str, Any]) -> str:
+def _agreement(result: dict[str, Any]) -> str:
     rows = [
-        [a["where"], a["of"], a["with"], f"{a['equal']:.4%}", a["different_voxels"], _dice(a)]
+        [a["where"], a["of"], a["with"], f"{a['equal']:.4%}", f"{a['different_voxels']} ({a['share']:.4%})", _dice(a)]
         for a in result["agreement"]
     ]
     head = ("where", "of", "with", "equal in the union of foregrounds", "voxels that differ", "Dice per class")
+    return table(head, rows)
+
+
+def _show_speed(result: dict[str, Any]) -> str:
     parts = [table(HEAD, map(run_cells, result["runs"])), ratios(result["runs"])]
-    return "\n".join([*parts, "Other spacing:\n", table(HEAD, map(run_cells, result["spacing"])), table(head, rows)])
+    further = table(HEAD, map(run_cells, result["spacing"]))
+    return "\n".join([*parts, "Other spacing:\n", further, _agreement(result)])
 
 
 def _show_memory(runs: Sequence[Run], sizes: Sequence[dict[str, Any]]) -> str:
@@ -81,7 +87,11 @@ def _dice(row: dict[str, Any]) -> str:
 
 def ratios(runs: Sequence[Run]) -> str:
     """medunet's time after the imports over the others'."""
-    seconds = {run.peer: run.seconds for run in runs if run.state == "done"}
-    own = seconds.pop("medunet", None)
-    words = [f"medunet / {peer}: {own / value:.2f}" for peer, value in seconds.items()] if own else []
+    done = [run for run in runs if run.state == "done"]
+    calls = [run.seconds for run in done if run.peer == "medunet"]
+    words = [
+        f"medunet / {run.peer}: " + ", then ".join(f"{own / run.seconds:.2f}" for own in calls)
+        for run in done
+        if run.peer != "medunet" and calls
+    ]
     return ("Seconds after imports, " + "; ".join(words) + "\n") if words else ""

@@ -120,6 +120,32 @@ def test_monai_trains_and_infers_in_the_folder_elsewhere_and_after_a_move(
     assert {c["id"] for c in again["cases"]} == {c["id"] for c in scores["cases"]}
 
 
+def test_another_case_list_is_trained_on_as_monai_label_gives_it(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    names = sorted(path.name for path in (phantom_dataset / "imagesTr").glob("*.nii.gz"))[:2]
+    cases = [
+        {"image": str(phantom_dataset / "imagesTr" / name), "label": str(phantom_dataset / "labelsTr" / name)}
+        for name in names
+    ]
+    overrides = {"train#dataset#data": cases, "train#trainer#max_epochs": 1, "device::name": "cpu", "quiet": True}
+    train_bundle(bundle, overrides)
+    assert (bundle / "models" / "model.pt").is_file()
+    assert len(list((bundle / "eval" / "store").glob("*.case"))) == 2
+
+
+def test_a_store_may_lie_elsewhere_and_is_made_only_when_training_starts(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"store": str(tmp_path / "shared"), "train::trainer::max_epochs": 1, "device::name": "cpu", "quiet": True}
+    workflow = load_workflow(bundle, "train.yaml", "train", values)
+    assert workflow.check_properties() == []
+    assert not (tmp_path / "shared").exists()
+    workflow.run()
+    assert list((tmp_path / "shared").glob("*.case"))
+    assert not (bundle / "eval" / "store").exists()
+
+
 def test_monai_run_and_medunet_predict_give_the_same_voxels(
     trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
 ) -> None:
@@ -185,7 +211,8 @@ def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
 def test_plan_survives_the_bundle(planned_bundle: Path) -> None:
     block = read_plan(str(planned_bundle))
     network = {key: value for key, value in block["network"].items() if key != "_target_"}
-    plan = Plan.from_json({k: v for k, v in {**block, "network": network}.items() if k != "window"})
+    derived = ("window", "margin", "border")  # what the configs need and the plan implies
+    plan = Plan.from_json({k: v for k, v in {**block, "network": network}.items() if k not in derived})
     assert metadata(plan)["plan"] == block
 
 

@@ -92,6 +92,36 @@ def test_streaming_agrees_with_monai_on_whole_volumes(grid: Grid, classes: int, 
     assert torch.equal(labels[0, 0].as_tensor().long(), 3 * got.argmax(0))
 
 
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (1.5, 0.8, 1.2)])
+def test_regions_may_overlap_and_later_ones_lie_on_top(spacing: tuple[float, ...]) -> None:
+    """One output less than labels: a sigmoid per label, thresholded where their logits are interpolated to zero."""
+    torch.manual_seed(2)
+    network = nn.Conv3d(1, 2, 1).eval()
+    image = image_on(Grid.from_spacing((20, 13, 18)))
+    engine = inferer(3, spacing=spacing)
+    seen = engine.frame.see(image)
+    logits = network(seen.whole()[None])[0].detach()
+    limited = logits.sigmoid().logit(float(np.exp(FLOOR)))
+    native = Resampling(seen.grid, seen.native).whole(limited)
+    first, second = (native > 0).numpy()
+    assert (first & second).any()
+    assert (first & ~second).any()
+    (made,) = engine.segment([seen], network)
+    expected = np.where(second, 6, np.where(first, 3, 0))
+    assert (made.labels == expected).mean() > 0.9999
+    inside = logits.sigmoid()[1] > 0.5
+    assert made.certainty[1]["voxels"] == int(inside.sum())
+    assert made.certainty[1]["probability"] == pytest.approx(float(logits.sigmoid()[1][inside].mean()), rel=1e-5)
+    got = probabilities_of(engine, image, network, 2)
+    assert torch.allclose(got, native.sigmoid(), atol=1e-5)
+
+
+def test_outputs_that_are_neither_classes_nor_regions_are_refused() -> None:
+    image = image_on(Grid.from_spacing((16, 8, 16)))
+    with pytest.raises(NetworkError, match="the network has 5 outputs and the plan 3 labels; give it 3 outputs for cl"):
+        inferer(3)(image[None], nn.Conv3d(1, 5, 1))
+
+
 @pytest.mark.parametrize("border", ["constant", "edge", "mirror"])
 def test_a_local_network_gives_the_same_through_windows(border: str) -> None:
     """A 1x1x1 convolution has no context: windows, mirroring and borders must give back its plain result."""
@@ -270,9 +300,7 @@ def test_preprocessing_for_training_is_what_inference_sees(tmp_path: Path) -> No
     write_label(tmp_path / "l.nii.gz", label.array[0], label.grid)
     frame = Frame("ASR", (2.0, 3.0, 2.5), [{"scheme": "zscore"}])
     names = {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}
-    item = Preprocess(frame, names, (4, 4, 4))(
-        {"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")}
-    )
+    item = Preprocess(frame, names)({"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")})
     seen = frame.see(LoadVolumed()({"image": str(tmp_path / "i.nii.gz")})["image"])
     assert torch.equal(item["image"].as_tensor(), seen.whole())
     assert item["label"].shape == item["image"].shape

@@ -22,7 +22,7 @@ def soft(classes: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 def features_of(probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:
-    certainty = Certainty(len(probabilities))
+    certainty = Certainty(len(probabilities), classes=len(probabilities) > 1)
     certainty.update(probabilities, labels)
     return certainty.features()
 
@@ -34,7 +34,7 @@ def test_slabs_in_any_split_and_order_give_the_same(classes: int, cuts: list[int
     whole, labels = (whole[1:], (whole[1] > 0.5).int()) if classes == 1 else (whole, whole.argmax(0))
     edges = [0, *sorted(set(cuts)), 9]
     slabs = list(pairwise(edges))
-    certainty = Certainty(classes)
+    certainty = Certainty(classes, classes=classes > 1)
     for number in sorted(range(len(slabs)), key=lambda n: order[n]):
         start, stop = slabs[number]
         certainty.update(whole[:, start:stop], labels[start:stop])

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from medunet import verbs
 from medunet.data.atomic import remove_stale
 from medunet.data.grid import Grid
 from medunet.data.volume import read_label, read_volume, write_image
 from medunet.inference.quality import Calibration, read_calibrations
-from medunet.inference.runner import one_ahead
+from medunet.inference.runner import ahead
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.weights import weights_digest
+from medunet.networks import UNet
 
 KILLED_AT_RANDOM = """
 import os, random, signal, sys, time
@@ -122,7 +125,7 @@ def test_results_say_how_long_each_stage_took_and_what_to_expect(
     assert said[0].startswith("torch:")
     status = json.loads((tmp_path / "out" / "status.json").read_text())["cases"]
     for result, kept in zip(results, status, strict=True):
-        assert set(result.stages) == {"read", "segment", "write"}
+        assert set(result.stages) == {"read", "preprocess", "network", "restore", "write"}
         assert 0 <= result.expected_dice <= 1
         assert result.expected_dice == min(q["expected_dice"] for q in result.quality.values())
         assert kept["expected_dice"] == result.expected_dice
@@ -153,10 +156,40 @@ def test_one_item_is_computed_ahead() -> None:
         return number * number
 
     with ThreadPoolExecutor(1) as executor:
-        results = one_ahead(executor, square, range(5))
+        results = ahead(executor, square, range(5))
         assert next(results) == 0
         assert max(started) <= 1
         assert list(results) == [1, 4, 9, 16]
+        started.clear()
+        results = ahead(executor, square, range(6), 3, lambda square: square < 4)
+        assert next(results) == 0  # 0 and 1 are small, 4 is not
+        assert max(started) <= 3
+        assert list(results) == [1, 4, 9, 16, 25]
+
+
+def test_small_images_share_forward_passes(trained_bundle: Path, phantom_dataset: Path, tmp_path: Path) -> None:
+    """As many as fill a pass; the labels are those of one after the other, and a broken case harms no other."""
+    images = sorted((phantom_dataset / "imagesTr").glob("*.nii.gz"))
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(images[0].read_bytes()[:300])
+    inputs = [*images[:3], broken, *images[3:]]
+    sizes: list[int] = []
+    forward = UNet.forward
+
+    def counted(network: UNet, windows: torch.Tensor) -> object:
+        sizes.append(len(windows))
+        return forward(network, windows)
+
+    plain = verbs.predict(trained_bundle, inputs, tmp_path / "one", {"inferer::backend": "torch"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UNet, "forward", counted)
+        options = {"inferer::backend": "torch", "inferer::batch_size": 8}
+        together = verbs.predict(trained_bundle, inputs, tmp_path / "many", options)
+    assert max(sizes) > 1
+    assert [r.state for r in together] == [r.state for r in plain] == ["done"] * 3 + ["failed"] + ["done"] * 3
+    for result in (r for r in plain if r.state == "done"):
+        first, second = (read_label(tmp_path / folder / result.output).array for folder in ("one", "many"))
+        assert (first == second).mean() > 0.9999  # a batch may sum in another order
 
 
 def test_what_a_killed_run_left_is_removed_when_it_is_old(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -15,66 +14,64 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ignite.engine import Events
 
 from medunet import verbs
+from medunet.bundle.running import load_workflow
 from medunet.errors import BundleError, DatasetError, MedunetError
-from medunet.training import Budget, CaseSampler, ClassLocations, CutPatch, DiceCE, FoldCases, RandMirrord, Schedule
+from medunet.training import Budget, CaseSampler, CutPatch, DiceCE, FoldCases, Schedule
+from medunet.training.entry import Entry, write_entry
 
 
-@given(st.tuples(*[st.integers(8, 20)] * 3), st.tuples(*[st.integers(2, 8)] * 3), st.floats(0, 1), st.integers(0, 1000))
-def test_patches_lie_inside_and_image_and_label_are_cut_alike(
-    shape: tuple[int, int, int], size: tuple[int, int, int], foreground: float, seed: int
+def stored(folder: Path, label: np.ndarray) -> Entry:
+    write_entry(folder / "x.case", np.zeros((1, *label.shape), np.float32), label, (32, 32, 32))
+    return Entry(folder / "x.case")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.tuples(*[st.integers(1, 20)] * 3), st.tuples(*[st.integers(2, 12)] * 3), st.floats(0, 1), st.integers(0, 1000)
+)
+def test_patches_lie_inside_or_around_the_volume(
+    tmp_path: Path, shape: tuple[int, int, int], size: tuple[int, int, int], foreground: float, seed: int
 ) -> None:
-    image = torch.arange(math.prod(shape)).reshape(1, *shape)
-    label = image * 2
-    cutter = CutPatch(size, foreground)
-    cutter.set_random_state(seed)
-    locations = {1: np.array([[0, 0, 0], [s - 1 for s in shape]], dtype=np.int32)}
-    patch = cutter({"image": image, "label": label, "locations": locations})
-    assert tuple(patch["image"].shape) == (1, *size)
-    assert torch.equal(patch["label"], patch["image"] * 2)
+    label = np.zeros(shape, np.uint8)
+    label[0, 0, 0] = label[-1, -1, -1] = 1
+    cut = CutPatch(size, foreground).draw(np.random.default_rng(seed), stored(tmp_path, label))
+    assert cut.size == size
+    for start, patch, length in zip(cut.start, size, shape, strict=True):
+        assert 0 <= start <= length - patch if length >= patch else start == -((patch - length) // 2)
 
 
-def test_foreground_patches_hold_the_class_they_were_drawn_for() -> None:
-    label = torch.zeros(1, 30, 30, 30, dtype=torch.uint8)
-    label[0, 3, 27, 15] = 2
-    item = ClassLocations()({"image": torch.zeros(1, 30, 30, 30), "label": label})
-    assert list(item["locations"]) == [2]
-    always, never = CutPatch((8, 8, 8), 1.0), CutPatch((8, 8, 8), 0.0)
-    always.set_random_state(0)
-    never.set_random_state(0)
-    assert all((always(item)["label"] == 2).any() for _ in range(20))
-    assert sum(bool((never(item)["label"] == 2).any()) for _ in range(40)) < 20
+def test_foreground_patches_hold_the_class_they_were_drawn_for(tmp_path: Path) -> None:
+    label = np.zeros((30, 30, 30), np.uint8)
+    label[3, 27, 15] = 2
+    case, generator = stored(tmp_path, label), np.random.default_rng(0)
+
+    def hits(foreground: float) -> list[bool]:
+        cuts = [CutPatch((8, 8, 8), foreground).draw(generator, case) for _ in range(40)]
+        return [bool((case.read(cut.box(cut.size))[1] == 2).any()) for cut in cuts]
+
+    assert all(hits(1.0))
+    assert sum(hits(0.0)) < 20
 
 
-def test_a_2d_patch_is_a_slice() -> None:
-    volume = torch.rand(1, 12, 10, 6)
-    cutter = CutPatch((4, 5), 0.0)
-    cutter.set_random_state(3)
-    patch = cutter({"image": volume, "label": volume, "locations": {}})["image"]
-    assert patch.shape == (1, 4, 5)
-
-
-def test_mirroring_draws_then_applies() -> None:
-    mirror = RandMirrord([0, 2])
-    mirror.set_random_state(1)
-    x = torch.rand(1, 3, 4, 5)
-    for _ in range(10):
-        state = mirror.R.get_state()
-        dims = mirror.draw()
-        mirror.R.set_state(state)
-        assert torch.equal(mirror({"image": x, "label": x})["image"], x.flip(dims))
-        assert set(dims) <= {1, 3}
+def test_classes_are_drawn_equally_often_however_large(tmp_path: Path) -> None:
+    label = np.ones((30, 30, 30), np.uint8)
+    label[20, 20, 20] = 2
+    case, generator = stored(tmp_path, label), np.random.default_rng(0)
+    cuts = [CutPatch((4, 4, 4), 1.0).draw(generator, case) for _ in range(200)]
+    assert 70 < sum(cut.start == (18, 18, 18) for cut in cuts) < 130
 
 
 @given(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6), st.integers(1, 4))
 def test_every_case_is_drawn_equally_often_over_all_passes(cases: int, batch: int, steps: int, passes: int) -> None:
     sampler = CaseSampler([{"weight": 1.0}] * cases, batch, steps)
-    draws = [n for _ in range(passes) for n in sampler]
-    counts = np.bincount(draws, minlength=cases)
-    assert len(draws) == batch * steps * passes
+    draws = [sample for _ in range(passes) for sample in sampler]
+    counts = np.bincount([sample.case for sample in draws], minlength=cases)
+    assert [sample.number for sample in draws] == list(range(batch * steps * passes))
     assert counts.max() - counts.min() <= 1
 
 
@@ -89,13 +86,21 @@ def test_processes_share_the_draws_of_one(cases: int, batch: int, steps: int) ->
         assert list(whole) == [n for pair in zip(*parts, strict=True) for n in pair]
 
 
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.integers(0, 8), st.booleans())
+def test_a_pass_may_begin_at_any_step(cases: int, batch: int, steps: int, step: int, equal: bool) -> None:
+    data = [{"weight": 1.0 if equal else 1.0 + number} for number in range(cases)]
+    whole, late = CaseSampler(data, batch, steps + step), CaseSampler(data, batch, steps)
+    late.begin(step)
+    assert list(whole)[step * batch :] == list(late)
+
+
 def test_weights_and_passes_change_the_draws() -> None:
     data = [{"weight": 9.0}, {"weight": 1.0}]
     sampler, twin = (CaseSampler(data, 100, 10, seed=1) for _ in range(2))
     first = list(sampler)
-    assert 820 < first.count(0) < 970
+    assert 820 < sum(sample.case == 0 for sample in first) < 970
     assert list(twin) == first
-    assert list(sampler) != first
+    assert [sample.case for sample in sampler] != [sample.case for sample in first]
     with pytest.raises(DatasetError, match="the fold has no training case"):
         iter(CaseSampler([], 1, 1))
 
@@ -176,6 +181,33 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
     last.unlink()
     with pytest.raises(BundleError, match="there is nothing to resume"):
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
+
+
+def test_a_run_that_was_killed_ends_in_the_same_weights(planned_bundle: Path, tmp_path: Path) -> None:
+    """One run trains four epochs; its twin breaks off in the third and goes on from the checkpoint."""
+    whole, broken = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "broken"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 4, "store": str(tmp_path / "store")}
+    verbs.train(whole, 0, values)
+    workflow = load_workflow(broken, "train.yaml", "train", values)
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=8), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    assert torch.load(broken / "models" / "checkpoint_last.pt", weights_only=True)["epoch"] == 2
+    verbs.train(broken, 0, {**values, "resume": True, "train::dataloader::num_workers": 1})
+    first, second = (
+        torch.load(b / "models" / "checkpoint_last.pt", weights_only=True)["model"] for b in (whole, broken)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
+    cases = {path: path.stat().st_mtime_ns for path in (bundle / "eval" / "store").glob("*.case")}
+    assert len(cases) == 6
+    verbs.train(bundle, 0, {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
+    assert cases == {path: path.stat().st_mtime_ns for path in (bundle / "eval" / "store").glob("*.case")}
 
 
 def test_a_fresh_run_after_another_fold_keeps_its_own_best(trained_bundle: Path, tmp_path: Path) -> None:

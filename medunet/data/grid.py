@@ -6,6 +6,7 @@ World coordinates are RAS as in NIfTI (nifti1.h, "3D IMAGE ORIENTATION AND LOCAT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +97,12 @@ class Grid:
         """(8, 3) RAS mm of the centres of the corner voxels."""
         last = np.array(self.shape) - 1
         return self.to_world(np.array([[i, j, k] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])]))
+
+    def part(self, box: Sequence[tuple[int, int]]) -> Grid:
+        """The grid of the voxels in `box`: first and last plus one per axis."""
+        affine = np.array(self.affine)
+        affine[:3, 3] += affine[:3, :3] @ np.array([start for start, _ in box], dtype=np.float64)
+        return Grid(tuple(stop - start for start, stop in box), affine)
 
     def distance(self, other: Grid) -> float:
         """Largest distance in mm between equally indexed corner voxels; infinite when the shapes differ."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,7 @@ class Resampling:
 
     def __init__(self, source: Grid, target: Grid) -> None:
         self.source, self.target = source, target
-        self.matrix = np.linalg.inv(source.affine) @ target.affine
-        self.maps = _axis_maps(self.matrix, source.shape, target.shape)
+        self.matrix, self.maps = _relation(source, target)
 
     @property
     def aligned(self) -> bool:
@@ -160,6 +160,13 @@ class Resampling:
     def whole(self, volume: Tensor, *, nearest: bool = False) -> Tensor:
         """The whole target from the whole source (channels, *source.shape)."""
         return self(volume, (0, 0, 0), tuple((0, n) for n in self.target.shape), nearest=nearest)
+
+
+@lru_cache(maxsize=16)
+def _relation(source: Grid, target: Grid) -> tuple[FloatArray, tuple[AxisMap, AxisMap, AxisMap] | None]:
+    """Kept for the next image: of many small ones most have the same grid."""
+    matrix = np.linalg.inv(source.affine) @ target.affine
+    return matrix, _axis_maps(matrix, source.shape, target.shape)
 
 
 def _axis_maps(matrix: Any, source: Sequence[int], target: Sequence[int]) -> tuple[AxisMap, AxisMap, AxisMap] | None:

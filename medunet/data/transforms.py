@@ -5,6 +5,7 @@ load -> orient and resample -> normalise; labels also: stored values -> 0..K-1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SpatialPadd
+from monai.transforms import MapTransform
 from torch import Tensor
 
 from medunet.data.grid import Grid
@@ -72,14 +73,21 @@ class Frame:
         native = grid_of(image)
         values = image.as_tensor()
         scales = [scale_of(channel.numpy(), scheme) for channel, scheme in zip(values, self.normalization, strict=True)]
-        return NetworkImage(values, Resampling(native, self.grid(native)), scales)
+        return NetworkImage(values, Resampling(native, self.grid(native)), scales, native, _all_of(native))
+
+    def part(self, image: NetworkImage, box: Box) -> NetworkImage:
+        """A part of an image's file, as a network sees it when it gets no more; the whole file sets the scale."""
+        values = image.values[(slice(None), *(slice(*bounds) for bounds in box))]
+        native = image.file.part(box)
+        return NetworkImage(values, Resampling(native, self.grid(native)), image.scales, image.file, box)
 
 
 class WholeImage:
-    """An image that was brought onto a network's `grid` before; `native` is the file's."""
+    """An image that was brought onto a network's `grid` before; all else is as with `like`."""
 
-    def __init__(self, values: Tensor, grid: Grid, native: Grid) -> None:
-        self.values, self.grid, self.native, self.channels = values, grid, native, int(values.shape[0])
+    def __init__(self, values: Tensor, like: NetworkImage) -> None:
+        self.values, self.channels = values, int(values.shape[0])
+        self.grid, self.native, self.file, self.box = like.grid, like.native, like.file, like.box
 
     def read(self, box: Box) -> Tensor:
         """(channels, ...) float32 of a box of the network's grid; a tensor of its own."""
@@ -87,11 +95,20 @@ class WholeImage:
 
 
 class NetworkImage:
-    """An image on a network's grid, resampled and normalised when a box of it is read."""
+    """An image on a network's grid, resampled and normalised when a box of it is read.
 
-    def __init__(self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None]) -> None:
+    Args:
+        values: (channels, x, y, z) as stored, on the source of `resampling`.
+        scales: what becomes of each channel's values.
+        file: the grid of the whole file.
+        box: where in it `values` are.
+    """
+
+    def __init__(
+        self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None], file: Grid, box: Box
+    ) -> None:
         self.values, self.resampling, self.scales = values, resampling, list(scales)
-        self.channels = int(values.shape[0])
+        self.channels, self.file, self.box = int(values.shape[0]), file, box
 
     @property
     def grid(self) -> Grid:
@@ -100,7 +117,7 @@ class NetworkImage:
 
     @property
     def native(self) -> Grid:
-        """The file's grid."""
+        """The grid of the file, or of the part of it that the network sees."""
         return self.resampling.source
 
     def read(self, box: Box) -> Tensor:
@@ -147,7 +164,6 @@ class Preprocess(MapTransform):
     Args:
         frame: orientation, spacing and normalisation.
         labels: stored value per class, background first.
-        pad_to: smallest size that patches are cut from.
 
     Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1.
 
@@ -155,11 +171,15 @@ class Preprocess(MapTransform):
         InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
     """
 
-    def __init__(self, frame: Frame, labels: Mapping[str, int], pad_to: Sequence[int]) -> None:
+    def __init__(self, frame: Frame, labels: Mapping[str, int]) -> None:
         super().__init__(("image", "label"))
         self.frame, self.values = frame, list(labels.values())
         self._load = LoadVolumed(self.keys)
-        self._pad = SpatialPadd(self.keys, pad_to)
+
+    def as_text(self) -> str:
+        """What the result depends on beside the files: equal texts, equal results."""
+        frame = self.frame
+        return json.dumps([frame.orientation, frame.spacing, frame.normalization, self.values], sort_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = self._load(data)
@@ -168,7 +188,11 @@ class Preprocess(MapTransform):
         classes = to_classes(label.as_tensor(), self.values)
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
-        return dict(self._pad(item))
+        return item
+
+
+def _all_of(grid: Grid) -> Box:
+    return tuple((0, n) for n in grid.shape)
 
 
 def on_grid(values: Tensor, like: MetaTensor, grid: Grid) -> MetaTensor:

@@ -35,19 +35,19 @@ class Bordered:
         if self.size == self.inner:
             return self._read(box)
         places = [np.arange(a - b, z - b) for (a, z), b in zip(box, self.before, strict=True)]
-        folded = [_fold(p, n, self.mode) for p, n in zip(places, self.inner, strict=True)]
+        folded = [fold(p, n, self.mode) for p, n in zip(places, self.inner, strict=True)]
         needed = tuple((int(f.min()), int(f.max()) + 1) for f in folded)
         result = self._read(needed)
-        for dim, (place, fold, (first, _), size) in enumerate(zip(places, folded, needed, self.inner, strict=True)):
-            result = result.index_select(dim + 1, torch.from_numpy(fold - first))
+        for dim, (place, inside, (first, _), size) in enumerate(zip(places, folded, needed, self.inner, strict=True)):
+            result = result.index_select(dim + 1, torch.from_numpy(inside - first))
             outside = (place < 0) | (place >= size)
             if self.mode == "constant" and outside.any():
                 result.index_fill_(dim + 1, torch.from_numpy(np.flatnonzero(outside)), 0.0)
         return result
 
 
-def _fold(places: IntArray, size: int, mode: str) -> IntArray:
-    """The voxels inside that stand for `places`."""
+def fold(places: IntArray, size: int, mode: str) -> IntArray:
+    """The voxels inside 0 to `size` that stand for `places`, as (n,) indices; `mode` as of `Bordered`."""
     if mode != "mirror" or size == 1:
         return np.clip(places, 0, size - 1)
     period = 2 * (size - 1)

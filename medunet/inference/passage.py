@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medunet.data.resampling import Resampling
+from medunet.data.resampling import Box, Resampling
 from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
+from medunet.inference.outputs import are_classes, decide, probabilities
 from medunet.inference.placement import Place, Row, Windows
 from medunet.inference.quality import Certainty
-from medunet.inference.restoring import Restorer, Sink
-from medunet.types import AnyArray
+from medunet.inference.restoring import Restorer, Sink, blank
+from medunet.types import AnyArray, Shape
 
-_TOGETHER = 8_000_000  # probabilities that are judged at a time
+_TOGETHER = 2_000_000  # probabilities that are judged at a time
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map (x, y, z) on the file's grid, and how certain the network was of each class but the background."""
+    """A label map (x, y, z) on the file's grid, and how certain the network was of each class but the background.
+
+    `preprocess` and `restore` are the seconds around the network.
+    """
 
     labels: AnyArray
     certainty: list[dict[str, float]]
+    preprocess: float
+    restore: float
 
 
 class Passage:
@@ -54,9 +61,14 @@ class Passage:
         back = Resampling(image.grid, image.native)
         self.input, self.importance = border, importance
         self.windows = windows if back.aligned else windows.in_one_row()  # else any plane may need all planes
-        self.restorer = Restorer(back, windows.axis, values, sink)
+        self.labels = blank(image.file.shape, values)
+        inside = self.labels[tuple(slice(*bounds) for bounds in image.box)]
+        self.sink = None if sink is None else _Inside(sink, image)
+        self.restorer = Restorer(back, windows.axis, values, inside, self.sink)
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
+        self.preprocess = self.restore = 0.0
+        self.classes = True
         self._planes: tuple[int, Tensor] | None = None
         self._constant: tuple[tuple[float, ...], Tensor] | None = None
 
@@ -68,7 +80,9 @@ class Passage:
         """
         for row in self.windows.rows():
             self._finish(row.first)
+            start = time.perf_counter()
             slab = self._slab(row.start, row.end)
+            self.preprocess += time.perf_counter() - start
             waiting: list[Place] = []
             for place in row.places:
                 window = self._cut(slab, row, place)
@@ -84,7 +98,8 @@ class Passage:
                     waiting = []
             yield from self._run(slab, row, waiting)
         self._finish(self.windows.size[self.windows.axis])
-        return Segmentation(self.restorer.labels, [] if self.certainty is None else self.certainty.features())
+        certainty = [] if self.certainty is None else self.certainty.features()
+        return Segmentation(self.labels, certainty, self.preprocess, self.restore)
 
     def _run(self, slab: Tensor, row: Row, places: Sequence[Place]) -> Generator[Tensor, Tensor, None]:
         if places:
@@ -117,8 +132,11 @@ class Passage:
 
     def _add(self, logits: Tensor, place: Place) -> None:
         if self.accumulator is None:
+            self.classes = are_classes(logits.shape[0], len(self.restorer.values))
             self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
-            self.certainty = Certainty(logits.shape[0])
+            self.certainty = Certainty(logits.shape[0], self.classes)
+            if self.sink is not None:
+                self.sink.fill(self.classes)
         self.accumulator.add(logits, place)
 
     def _finish(self, stop: int) -> None:
@@ -126,8 +144,10 @@ class Passage:
         accumulator, axis = self.accumulator, self.windows.axis
         if accumulator is None or accumulator.start >= stop:
             return
+        synchronize(accumulator.sums.device)
+        clock = time.perf_counter()
         start, planes = accumulator.start, stop - accumulator.start
-        complete = probabilities(accumulator.mean(planes))
+        complete = probabilities(accumulator.mean(planes), self.classes)
         inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
         inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
         if inner[axis].start < inner[axis].stop:
@@ -135,6 +155,8 @@ class Passage:
             self._judge(inside)
             self.restorer.put(inside)
         accumulator.advance(planes)
+        synchronize(accumulator.sums.device)
+        self.restore += time.perf_counter() - clock
 
     def _judge(self, complete: Tensor) -> None:
         """Note how certain the network was, a few planes at a time."""
@@ -143,19 +165,38 @@ class Passage:
             step = max(1, _TOGETHER * planes // complete.numel())
             for part in torch.split(complete, step, dim=1 + self.windows.axis):
                 part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-                self.certainty.update(part, most_probable(part))
+                self.certainty.update(part, decide(part, self.classes))
 
 
-def most_probable(probabilities: Tensor) -> Tensor:
-    """Class numbers (...) of (classes, ...); torch's own arg-max over the first axis is many times slower."""
-    if len(probabilities) == 1:
-        return (probabilities[0] > 0.5).to(torch.int16)
-    best = probabilities[0].clone()
-    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for number, candidate in enumerate(probabilities[1:], 1):
-        winner.masked_fill_(candidate > best, number)
-        torch.maximum(best, candidate, out=best)
-    return winner
+class _Inside:
+    """Hands probabilities of the part of a file that was seen to the sink of the whole; elsewhere all is background."""
+
+    def __init__(self, sink: Sink, image: NetworkImage | WholeImage) -> None:
+        self._sink, self._file, self._box = sink, image.file.shape, image.box
+
+    def __call__(self, number: int, box: Box, values: Tensor) -> None:
+        place = tuple((first + start, first + stop) for (first, _), (start, stop) in zip(self._box, box, strict=True))
+        self._sink(number, place, values)
+
+    def fill(self, classes: bool) -> None:
+        """The background of all that was not seen; regions have none and stay 0."""
+        for box in around(self._box, self._file) if classes else ():
+            self._sink(0, box, torch.ones(()).expand(*(stop - start for start, stop in box)))
+
+
+def around(box: Box, shape: Shape) -> list[Box]:
+    """Boxes that fill a volume without `box`, which they do not touch."""
+    rest: list[Box] = []
+    for axis, ((start, stop), size) in enumerate(zip(box, shape, strict=True)):
+        before, after = box[:axis], tuple((0, n) for n in shape[axis + 1 :])
+        rest += [(*before, side, *after) for side in ((0, start), (stop, size)) if side[0] < side[1]]
+    return rest
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has done what it was given, so that seconds are those of the work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _constant(window: Tensor) -> tuple[float, ...] | None:
@@ -164,11 +205,3 @@ def _constant(window: Tensor) -> tuple[float, ...] | None:
     if not torch.equal(window[..., 0], first[..., 0].expand_as(window[..., 0])):
         return None  # most windows differ within their first plane
     return tuple(first.flatten().tolist()) if bool((window == first).all()) else None
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Soft-max over the classes (first axis), or a sigmoid where there is one output; in place."""
-    if logits.shape[0] == 1:
-        return logits.sigmoid_()
-    logits.sub_(logits.amax(dim=0)).exp_()
-    return logits.div_(logits.sum(dim=0))

@@ -45,43 +45,45 @@ class Certainty:
     matters.
 
     Args:
-        classes: channels of the probabilities, background first; 1 for the foreground probability of a network with
-            one output.
+        outputs: channels of the probabilities.
+        classes: whether they exclude each other, background first; else they are regions without a background.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = int(classes)
-        self._sums = torch.zeros((4, max(2, self.classes)), dtype=torch.float64)
+    def __init__(self, outputs: int, classes: bool) -> None:
+        self.outputs, self.classes = int(outputs), classes
+        self._sums = torch.zeros((4, self.outputs + (not classes)), dtype=torch.float64)
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a slab that overlaps no other.
 
-        Shapes: probabilities (classes, ...) float32 that sum to one, or (1, ...) of the foreground; labels (...) class
-        numbers of the same voxels. On any device that has float64.
+        Shapes: probabilities (outputs, ...) float32; labels (...) class numbers of the same voxels, not needed of
+        regions. On any device that has float64.
         """
-        flat = probabilities.detach().reshape(self.classes, -1)
-        if self.classes == 1:
-            flat = torch.cat((1 - flat, flat))
-        winners = labels.reshape(-1)
+        flat = probabilities.detach().reshape(self.outputs, -1)
+        if self.classes:
+            self._sums += self._tally(flat, labels.reshape(-1))
+            return
+        for number, region in enumerate(flat, 1):
+            self._sums[:, number] += self._tally(torch.stack((1 - region, region)), region > 0.5)[:, 1]
+
+    @staticmethod
+    def _tally(flat: Tensor, winners: Tensor) -> Tensor:
+        """(4, classes): voxels, probability everywhere, probability and entropy over the voxels that a class won."""
         inside = winners.nonzero()[:, 0]
         won = winners[inside].long()
-        chosen = torch.zeros(won.shape, dtype=torch.float64, device=won.device)
-        entropy = torch.zeros_like(chosen)
-        for number, channel in enumerate(flat):
-            values = channel[inside].double()
-            entropy += torch.special.entr(values)
-            chosen = torch.where(won == number, values, chosen)
+        values = flat[:, inside]
+        chosen, entropy = values.gather(0, won[None])[0], torch.special.entr(values).sum(dim=0)
         count = len(flat)
-        overlap, unsure = (torch.bincount(won, weights, minlength=count) for weights in (chosen, entropy))
-        mass = flat.sum(dim=1).double()
-        self._sums += torch.stack((torch.bincount(won, minlength=count), mass, overlap, unsure)).cpu()
+        overlap, unsure = (torch.bincount(won, weights.double(), minlength=count) for weights in (chosen, entropy))
+        mass = flat.sum(dim=1, dtype=torch.float64)
+        return torch.stack((torch.bincount(won, minlength=count), mass, overlap, unsure)).cpu()
 
     def features(self) -> list[dict[str, float]]:
         """Per foreground class, over all slabs so far; all 0 where the class was not found.
 
         ``voxels``: predicted voxels; ``soft_dice``: 2 sum(p over them) / (sum(p) + voxels), the Dice that the
         probabilities themselves expect (Li et al. 2022, doi:10.1007/978-3-031-16449-1_66); ``probability`` and
-        ``entropy`` (in nats, over all classes): means over the predicted voxels.
+        ``entropy`` (in nats, over all classes, or a region and its outside): means over the predicted voxels.
         """
         return [_features(*sums) for sums in self._sums[:, 1:].T.tolist()]
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medunet.data.resampling import Box, Resampling
-from medunet.types import AnyArray, IntArray
+from medunet.inference.outputs import are_classes
+from medunet.types import AnyArray, IntArray, Shape
 
 FLOOR = -7.0
-"""Lowest logarithm of a probability (about 1/1000); for one output, logits lie between it and its opposite."""
+"""Lowest logarithm of a probability (about 1/1000); the logits of regions lie between it and its opposite."""
 
 _ABOVE = FLOOR + 1e-4  # what a logarithm's last digit may lift off the floor still cannot win
-_CHUNK = 8_000_000  # voxels of the label map that are made at a time
+_CHUNK = 2_000_000  # voxels of the label map that are made at a time
 _LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
 Sink = Callable[[int, Box, Tensor], None]
@@ -34,25 +34,35 @@ class Restorer:
 
     Planes come in order along `axis` of the network's grid; of those that were used, at most one is kept. Memory holds
     the label map and a few chunks of one class. A class is only looked at where it is above the floor, which is exact:
-    at the floor all around it cannot win. One channel is a foreground logit with threshold 0. Ties go to the lower one.
+    at the floor all around it cannot win. Ties go to the lower one. Regions (`outputs`) are logits with threshold 0.
 
     Args:
         resampling: from the network's grid (source) to the file's (target).
         values: stored value per class, background first.
+        labels: where the label map goes, (x, y, z) on the target's grid, `blank` before; null: a new one.
         sink: takes all probabilities on the file's grid, if wanted.
     """
 
-    def __init__(self, resampling: Resampling, axis: int, values: Sequence[int], sink: Sink | None = None) -> None:
+    def __init__(
+        self,
+        resampling: Resampling,
+        axis: int,
+        values: Sequence[int],
+        labels: AnyArray | None = None,
+        sink: Sink | None = None,
+    ) -> None:
         self.resampling, self.axis, self.sink = resampling, axis, sink
-        self.values = np.array(values, dtype=_label_type(values))
-        self.labels: AnyArray = np.full(resampling.target.shape, self.values[0], order="F")
+        self.labels = blank(resampling.target.shape, values) if labels is None else labels
+        self.values = np.array(values, dtype=self.labels.dtype)
         self._kept: Tensor | None = None
         self._first = self._stop = 0
         self._done = 0
+        self.classes = True
 
     def put(self, probabilities: Tensor) -> None:
-        """Take the next complete planes (classes, ...), the volume's size along the other axes; they are changed."""
-        planes = evidence(probabilities)
+        """Take the next complete planes (outputs, ...), the volume's size along the other axes; they are changed."""
+        self.classes = are_classes(len(probabilities), len(self.values))
+        planes = evidence(probabilities, self.classes)
         self._stop += planes.shape[1 + self.axis]
         for start, stop in self._chunks(*self._ready()):
             self._label(planes, start, stop)
@@ -134,7 +144,7 @@ class _Parts:
 
     def __init__(self, restorer: Restorer, evidence: Tensor, needed: Box) -> None:
         self.restorer, self.evidence, self.needed = restorer, evidence, needed
-        self.classes = evidence.shape[0]
+        self.outputs, self.exclusive = evidence.shape[0], restorer.classes
         self._current: tuple[int, Tensor] | None = None
 
     def part(self, number: int) -> Tensor:
@@ -169,55 +179,61 @@ class _Parts:
 
 
 def _winners(parts: _Parts, box: Box) -> tuple[Box, Tensor] | None:
-    """The strongest class of every voxel of the box that this returns; background outside it."""
-    if parts.classes == 1:
-        region = parts.region(0, 0.0, box)
-        return None if region is None else (region, (parts.sample(0, region) > 0).to(torch.uint8))
-    regions = {n: region for n in range(1, parts.classes) if (region := parts.region(n, _ABOVE, box)) is not None}
-    if not regions:
+    """The label number of every voxel of the box that this returns; background outside it."""
+    first, floor = (1, _ABOVE) if parts.exclusive else (0, 0.0)
+    places = {n: place for n in range(first, parts.outputs) if (place := parts.region(n, floor, box)) is not None}
+    if not places:
         return None
-    union = tuple((min(r[a][0] for r in regions.values()), max(r[a][1] for r in regions.values())) for a in range(3))
-    best = parts.sample(0, union).clone()
-    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for number, region in regions.items():
-        inside = tuple(slice(a - first, b - first) for (a, b), (first, _) in zip(region, union, strict=True))
-        candidate, held = parts.sample(number, region), best[inside]
-        winner[inside].masked_fill_(candidate > held, number)
-        torch.maximum(held, candidate, out=held)
+    union = tuple((min(p[a][0] for p in places.values()), max(p[a][1] for p in places.values())) for a in range(3))
+    best = parts.sample(0, union).clone() if parts.exclusive else torch.zeros(())
+    winner = torch.zeros([stop - start for start, stop in union], dtype=torch.int16, device=parts.evidence.device)
+    for number, place in places.items():
+        inside = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(place, union, strict=True))
+        candidate = parts.sample(number, place)
+        if parts.exclusive:
+            winner[inside].masked_fill_(candidate > best[inside], number)
+            torch.maximum(best[inside], candidate, out=best[inside])
+        else:
+            winner[inside].masked_fill_(candidate > 0, number + 1)
     return union, winner
 
 
-def evidence(probabilities: Tensor) -> Tensor:
-    """Logarithms of probabilities (classes, ...), at least `FLOOR`, or the logit of a single one; in place."""
-    if len(probabilities) == 1:
+def evidence(probabilities: Tensor, classes: bool) -> Tensor:
+    """Logarithms of the probabilities of classes (outputs, ...), from `FLOOR` on, or logits of regions; in place."""
+    if not classes:
         return probabilities.logit_(math.exp(FLOOR))
     return probabilities.clamp_(math.exp(FLOOR)).log_().clamp_(FLOOR)
 
 
 def _pour(parts: _Parts, box: Box, sink: Sink) -> None:
-    """Hand over the probabilities of all classes on a box of the file's grid."""
-    if parts.classes == 1:
-        sink(0, box, parts.sample(0, box).sigmoid())
+    """Hand over the probabilities of all outputs on a box of the file's grid."""
+    if not parts.exclusive:
+        for number in range(parts.outputs):
+            sink(number, box, parts.sample(number, box).sigmoid())
         return
     total = torch.zeros(())
-    for number in range(parts.classes):
+    for number in range(parts.outputs):
         total = total + parts.sample(number, box).exp()
-    for number in range(parts.classes):
+    for number in range(parts.outputs):
         sink(number, box, parts.sample(number, box).exp().div(total))
 
 
 def _bounds(mask: Tensor) -> Box | None:
     """The box around the true voxels of (x, y, z)."""
     bounds: list[tuple[int, int]] = []
+    array = mask.numpy() if mask.device.type == "cpu" else None  # many times faster there
     for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        places = torch.nonzero(mask.any(others[1]).any(others[0]))
+        first, second = (a for a in range(3) if a != axis)
+        line = mask.any(second).any(first).cpu().numpy() if array is None else array.any((first, second))
+        places = np.flatnonzero(line)
         if not len(places):
             return None
         bounds.append((int(places[0]), int(places[-1]) + 1))
     return tuple(bounds)
 
 
-def _label_type(values: Sequence[int]) -> Any:
+def blank(shape: Shape, values: Sequence[int]) -> AnyArray:
+    """A label map of background, in the smallest type that holds all `values`."""
     low, high = min(values), max(values)
-    return next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
+    kind = next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
+    return np.full(shape, values[0], dtype=kind, order="F")

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +24,15 @@ from medunet.data.volume import read_header
 from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
+from medunet.inference.passage import Segmentation
 from medunet.inference.quality import Calibration, expected_quality
+from medunet.inference.restoring import Sink
 from medunet.inference.saving import output_name, probability_file, require_writable
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.windows import WindowInferer, is_out_of_memory
 
 _LONG = 5.0  # seconds of computing that are worth an announcement
+_SMALL = 1_000_000  # voxels of an image of which several may wait
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -57,6 +60,12 @@ class Work:
     case: InputCase
     result: CaseResult
     item: dict[Any, Any] = field(default_factory=dict)
+    windows: int = 0
+
+    @property
+    def small(self) -> bool:
+        """Whether many such cases may wait in memory."""
+        return not self.item or self.item["image"].numel() <= _SMALL
 
 
 def segment_cases(
@@ -81,18 +90,28 @@ def segment_cases(
     run = _Run(segmenter, output_dir, force, keep_probabilities, (report, say))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         try:
-            opened = one_ahead(reader, run.open, cases)
-            return list(one_ahead(writer, run.save, map(run.segment, opened)))
+            opened = ahead(reader, run.open, cases, run.together, lambda work: work.small)
+            done = (work for group in run.groups(opened) for work in run.segment(group))
+            return list(ahead(writer, run.save, done))
         finally:
             writer.submit(run.status.write).result()
 
 
-def one_ahead(executor: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """``function(item)`` of each item in order, computed by `executor` while the next item is made or asked for."""
+def ahead(
+    executor: ThreadPoolExecutor,
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    most: int = 1,
+    small: Callable[[Out], bool] = lambda result: False,
+) -> Iterator[Out]:
+    """``function(item)`` of each item in order, computed by `executor` while the next item is made or asked for.
+
+    One result waits, or up to `most` where they are `small`.
+    """
     waiting: deque[Future[Out]] = deque()
     for item in items:
         waiting.append(executor.submit(function, item))
-        if len(waiting) > 1:
+        while len(waiting) > most or (len(waiting) > 1 and not small(waiting[-2].result())):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -113,6 +132,7 @@ class _Run:
         self.keep_probabilities = keep_probabilities
         self.report, self.say = tell
         self._told = False
+        self.together = segmenter.inferer.together(segmenter.network)
         self.status = Status(output_dir, segmenter.digest)
 
     def open(self, case: InputCase) -> Work:
@@ -130,11 +150,32 @@ class _Run:
         self._attempt(work, "read", self._open)
         return work
 
-    def segment(self, work: Work) -> Work:
-        """Compute the label map."""
-        if work.item:
-            self._attempt(work, "segment", self._segment)
-        return work
+    def groups(self, opened: Iterable[Work]) -> Iterator[list[Work]]:
+        """Cases in their order, as many at a time as fill a forward pass with their windows."""
+        group: list[Work] = []
+        for work in opened:
+            if work.item:
+                self._attempt(work, "preprocess", self._look)
+            group.append(work)
+            if sum(w.windows for w in group) >= self.together or not work.small:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def segment(self, group: list[Work]) -> list[Work]:
+        """Compute the label maps; when that fails, one by one, so that a case cannot harm another."""
+        todo = [work for work in group if work.item]
+        if len(todo) > 1:
+            try:
+                self._segment(todo)
+            except Exception:
+                todo = [work for work in group if work.item]
+            else:
+                return group
+        for work in todo:
+            self._attempt(work, None, lambda one: self._segment([one]))  # which notes its stages itself
+        return group
 
     def save(self, work: Work) -> CaseResult:
         """Write the label map and tell of the case."""
@@ -144,7 +185,7 @@ class _Run:
         self.report(work.result)
         return work.result
 
-    def _attempt(self, work: Work, stage: str, act: Callable[[Work], None]) -> None:
+    def _attempt(self, work: Work, stage: str | None, act: Callable[[Work], None]) -> None:
         start = time.perf_counter()
         try:
             act(work)
@@ -155,8 +196,7 @@ class _Run:
                 raise cause from error
             work.result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
             work.result.message = _sentence(work.case, cause)
-        work.result.stages[stage] = round(time.perf_counter() - start, 3)
-        work.result.seconds = round(sum(work.result.stages.values()), 3)
+        _spent(work.result, {stage: time.perf_counter() - start} if stage else {})
 
     def _open(self, work: Work) -> None:
         case, plan = work.case, self.segmenter.plan
@@ -175,18 +215,41 @@ class _Run:
         self._heed(work, compare_intensity(ranges, plan))
         work.item = {**item, "seen": seen}
 
-    def _segment(self, work: Work) -> None:
-        inferer, seen = self.segmenter.inferer, work.item.pop("seen")
-        self._tell(work.case.name, seen)
+    def _look(self, work: Work) -> None:
+        """Find the part that is worth a look, and how many windows it has."""
+        inferer, network = self.segmenter.inferer, self.segmenter.network
+        seen = inferer.crop(work.item["seen"], network)
+        work.item["seen"], work.windows = seen, inferer.windows(seen, network)[1].count
+
+    def _segment(self, group: Sequence[Work]) -> None:
+        """Compute cases whose windows share forward passes."""
+        inferer, network = self.segmenter.inferer, self.segmenter.network
+        images = [work.item["seen"] for work in group]
+        self._tell(group[0].case.name, images[0])
+        start = time.perf_counter()
+        with ExitStack() as files:
+            sinks = [files.enter_context(self._sink(work)) for work in group]
+            made = inferer.segment(images, network, sinks)
+        around = sum(one.preprocess + one.restore for one in made)
+        computed = (time.perf_counter() - start - around) / len(group)
+        for work, one in zip(group, made, strict=True):
+            self._keep(work, one)
+            _spent(work.result, {"preprocess": one.preprocess, "network": computed, "restore": one.restore})
+
+    def _sink(self, work: Work) -> AbstractContextManager[Sink | None]:
+        if not self.keep_probabilities:
+            return nullcontext()
         channels = int(self.segmenter.plan["network"]["out_channels"])
-        keep = probability_file(self._probability_path(work.case), (channels, *seen.native.shape))
-        with keep if self.keep_probabilities else nullcontext() as sink:
-            (made,) = inferer.segment([seen], self.segmenter.network, [sink])
+        return probability_file(self._probability_path(work.case), (channels, *work.item["seen"].file.shape))
+
+    def _keep(self, work: Work, made: Segmentation) -> None:
+        """What is left of a case for the writer."""
         classes = list(self.segmenter.plan["labels"])[1:]
         work.result.quality = expected_quality(made.certainty, classes, self.segmenter.calibrations)
         expected = [q["expected_dice"] for q in work.result.quality.values() if q["expected_dice"] is not None]
         work.result.expected_dice = min(expected, default=None)
-        work.item["pred"] = inferer.label_tensor(made.labels, seen.native)[0]
+        seen = work.item.pop("seen")
+        work.item["pred"] = self.segmenter.inferer.label_tensor(made.labels, seen.file)[0]
         work.item["image"] = without_voxels(work.item["image"])
 
     def _tell(self, name: str, seen: NetworkImage) -> None:
@@ -219,6 +282,13 @@ class _Run:
             if concern.fatal and not self.force:
                 raise MismatchError(f"{message} (--force predicts all the same)")
             work.result.warnings.append(message)
+
+
+def _spent(result: CaseResult, seconds: Mapping[str, float]) -> None:
+    """Add to the seconds of a case's stages."""
+    for stage, more in seconds.items():
+        result.stages[stage] = round(result.stages.get(stage, 0.0) + more, 4)
+    result.seconds = round(sum(result.stages.values()), 3)
 
 
 def in_words(seconds: float) -> str:

@@ -18,7 +18,7 @@ _SHARE = 20  # writing may take one part in so many of the time
 
 @dataclass
 class CaseResult:
-    """What became of one case; `stages` are the seconds to read, segment and write it.
+    """What became of one case; `stages` are seconds: read, preprocess, network, restore, write.
 
     `expected_dice` is the lowest of its classes (`quality`), an expectation to sort a batch for review by; null where
     nothing is calibrated.

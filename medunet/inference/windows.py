@@ -23,8 +23,9 @@ from medunet.inference.backends import Backend, TorchBackend, choose_backend, ma
 from medunet.inference.border import Bordered
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
+from medunet.inference.region import Region, Rule
 from medunet.inference.restoring import Sink
-from medunet.networks.receptive import Halo, receptive_field, spatial_divisor
+from medunet.networks.receptive import Halo, fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.types import AnyArray, Shape
 
 COMPILED = "models/compiled"
@@ -60,11 +61,14 @@ class WindowInferer(Inferer):
         batch_size: windows per forward pass, halved when the device runs out of memory; null: by the device.
         mirror_axes: spatial axes to average over mirrored inputs (test-time augmentation); none by default.
         blend: ``gaussian``, ``constant``, or ``exact``: windows of a patch and all that its result depends on, each
-            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound.
+            voxel computed once, equal to the whole volume in one pass; for networks that have such a bound. Those
+            without padding always run so; a patch is then what a tile sees, and `border` what it sees at the ends.
         border: what lies beyond an image smaller than a window: ``constant``, ``edge`` or ``mirror``.
         amp: mixed precision on CUDA.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
         bundle_root: converted networks are kept in its ``models/compiled``; null: nowhere.
+        region: where windows lie: ``all``; ``body``: over the box of all that is denser than air, in CT; or
+            ``{"bundle": PATH, "margin": MM}``: around all that a coarser bundle finds. The rest is background.
 
     Shapes: MetaTensor (1, channels, x, y, z) -> MetaTensor (1, 1, x, y, z) of stored label values, on the CPU.
 
@@ -87,6 +91,7 @@ class WindowInferer(Inferer):
         amp: bool = False,
         backend: str = "torch",
         bundle_root: str | None = None,
+        region: Rule = "all",
     ) -> None:
         super().__init__()
         self.frame, self.values = frame, list(labels.values())
@@ -95,6 +100,7 @@ class WindowInferer(Inferer):
         self.overlap, self.batch_size, self.mirror_axes = float(overlap), batch_size, tuple(mirror_axes)
         self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
         self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
+        self.region = Region(region, frame, bundle_root)
         self.importance = importance(self.patch, "constant" if blend == "exact" else blend)
         self.expected = 1
         """How many images like the first are to come: ``auto`` tries more backends for many."""
@@ -103,11 +109,20 @@ class WindowInferer(Inferer):
         self._ready: tuple[Any, Shape, Backend] | None = None
         self._torch: TorchBackend | None = None
         self._halo: tuple[Any, Halo] | None = None
+        self._margin: Shape = (0, 0, 0)
         self._seconds: float | None = None  # a window
 
     def __call__(self, inputs: MetaTensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> MetaTensor:
-        image = self.frame.see(_alone(inputs))
-        return self.label_tensor(self.segment([image], network)[0].labels, image.native)
+        image = self.see(_alone(inputs), network)
+        return self.label_tensor(self.segment([image], network)[0].labels, image.file)
+
+    def see(self, image: MetaTensor, network: Any) -> NetworkImage:
+        """What the network is to see of an image (channels, x, y, z)."""
+        return self.crop(self.frame.see(image), network)
+
+    def crop(self, image: NetworkImage, network: Any) -> NetworkImage:
+        """The part of an image that is worth a look."""
+        return self.region.crop(image, device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     @staticmethod
     def label_tensor(labels: AnyArray, grid: Grid) -> MetaTensor:
@@ -133,16 +148,23 @@ class WindowInferer(Inferer):
     def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""
         size = image.grid.shape
-        if self.blend != "exact":
+        self._margin = output_margin(network, 2 if self.flat else 3)
+        if self.blend != "exact" and not any(self._margin):
             border = Bordered(image.read, size, self.patch, self.border)
             return border, overlapping(border.size, self.patch, self.overlap, _GROUP)
-        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, 2 if self.flat else 3)
+        return self._tiles(image, network)
+
+    def _tiles(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
+        """Exact tiles. A network without padding takes in windows of a patch; others of a patch and its halo."""
+        size, dims = image.grid.shape, 2 if self.flat else 3
+        halo, divisor = self._halo_of(network, image.channels), spatial_divisor(network, dims)
+        room = [0 if any(self._margin) else sum(h) for h in halo]
+        whole = fitting_size(network, [n + 2 * m for n, m in zip(size, self._margin, strict=False)])
+        wanted = fitting_size(network, [p + r for p, r in zip(self.patch, room, strict=False)])
+        window = tuple(min(n, w) for n, w in zip(whole, wanted, strict=True))
         if self.flat:
             halo, divisor = (*halo, (0, 0)), (*divisor, 1)
-        whole = [math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
-        window = [
-            min(n, math.ceil((p + sum(h)) / d) * d) for n, p, h, d in zip(whole, self.patch, halo, divisor, strict=True)
-        ]
+            whole, window = (*whole, size[2]), (*window, 1)
         border = Bordered(image.read, size, whole, self.border)
         return border, tiles(border.size, window, halo, divisor)
 
@@ -185,12 +207,18 @@ class WindowInferer(Inferer):
             self._ready = (network, tuple(window), backend)
         return self._ready[2]
 
+    def together(self, network: Any) -> int:
+        """How many windows share a forward pass; small images are worth collecting until there are so many."""
+        if self.blend == "exact":  # where images of different sizes have different windows
+            return 1
+        return self._batch(device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
+
     def _batch(self, device: torch.device) -> int:
         return self.batch_size or (_FLAT_BATCH if self.flat else _BATCH).get(device.type, 1)
 
     def _halo_of(self, network: Any, channels: int) -> Halo:
         if self._halo is None or self._halo[0] is not network:
-            halo = receptive_field(network, 2 if self.flat else 3, channels)
+            halo = tile_halo(network, 2 if self.flat else 3, channels)
             if halo is None:
                 raise NetworkError(
                     "the network's output depends on all of its input (as with instance normalisation), there are no "
@@ -240,7 +268,7 @@ class WindowInferer(Inferer):
                         f"close other programs, use --device cpu, or plan a smaller patch_size"
                     ) from error
                 self.batch_size = size = size // 2
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch, self._margin)
 
 
 class _Function:
@@ -259,6 +287,17 @@ def _alone(batch: MetaTensor) -> MetaTensor:
     """The only volume of a batch, without copying it."""
     affine = torch.as_tensor(batch.affine).reshape(-1, 4, 4)[0]
     return MetaTensor(batch.as_tensor()[0], affine=affine)
+
+
+def _as_large(logits: Tensor, batch: Tensor, margin: Sequence[int]) -> Tensor:
+    """Logits of a network without padding with a margin of zeros, which no tile counts: as large as its window."""
+    around = [*margin, 0][: batch.ndim - 2]
+    if any(w - n != 2 * m for w, n, m in zip(batch.shape[2:], logits.shape[2:], around, strict=True)):
+        raise NetworkError(
+            f"the network makes {list(logits.shape[2:])} of a window of {list(batch.shape[2:])} voxels; its attribute "
+            f"margin must say how many voxels it leaves out on either side"
+        )
+    return nn.functional.pad(logits, [m for m in reversed(around) for _ in "<>"]) if any(around) else logits
 
 
 def device_of(network: nn.Module) -> torch.device:

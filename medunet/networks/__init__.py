@@ -1,5 +1,6 @@
 """The U-Net family."""
 
-from medunet.networks.unet import UNet, nearest_valid_size
+from medunet.networks.unet import UNet
+from medunet.planning.sizes import nearest_valid_size
 
 __all__ = ["UNet", "nearest_valid_size"]

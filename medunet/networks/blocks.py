@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -12,11 +13,14 @@ from medunet.errors import NetworkError
 
 Size: TypeAlias = tuple[int, ...]
 Upsampling: TypeAlias = Literal["transposed", "interpolated"]
+Downsampling: TypeAlias = Literal["strided", "pooled"]
+Padding: TypeAlias = Literal["same", "valid"]
 
 _CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _INSTANCE: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
@@ -28,10 +32,12 @@ NORMS = ("instance", "batch", "group", "none")
 ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
-def convolution(dims: int, inputs: int, outputs: int, kernel: Size, stride: Size | None = None) -> nn.Module:
-    """A convolution with 'same' padding for odd kernels: spatial size n -> ceil(n / stride)."""
-    padding = tuple(k // 2 for k in kernel)
-    return _CONV[dims](inputs, outputs, kernel, stride or (1,) * dims, padding)
+def convolution(
+    dims: int, inputs: int, outputs: int, kernel: Size, stride: Size | None = None, padding: Padding = "same"
+) -> nn.Module:
+    """A convolution: spatial size n -> ceil(n / stride) for odd kernels with ``same`` padding; ``valid`` has none."""
+    around = tuple(k // 2 if padding == "same" else 0 for k in kernel)
+    return _CONV[dims](inputs, outputs, kernel, stride or (1,) * dims, around)
 
 
 def normalization(name: str, dims: int, channels: int) -> nn.Module:
@@ -56,9 +62,11 @@ def activation(name: str) -> nn.Module:
 
 
 class ConvBlock(nn.Sequential):
-    """`convs` times convolution -> dropout -> normalisation -> activation; the first convolution has the stride.
+    """`convs` times convolution -> dropout -> normalisation -> activation.
 
-    Shapes: (batch, inputs, *n) -> (batch, outputs, *ceil(n / stride)).
+    The first convolution has the stride, or, ``pooled``, there is max-pooling before it.
+
+    Shapes: (batch, inputs, *n) -> (batch, outputs, *ceil(n / stride)), less the margins with ``valid`` padding.
     """
 
     def __init__(
@@ -73,11 +81,19 @@ class ConvBlock(nn.Sequential):
         norm: str = "instance",
         act: str = "leaky_relu",
         dropout: float = 0.0,
+        padding: Padding = "same",
+        downsample: Downsampling = "strided",
     ) -> None:
         layers: list[nn.Module] = []
+        if downsample not in ("strided", "pooled"):
+            raise NetworkError(f"downsample '{downsample}' is not known; take strided or pooled")
+        if downsample == "pooled" and max(stride) > 1:
+            layers.append(_POOL[dims](stride))
+            stride = (1,) * dims
         for number in range(convs):
             first = number == 0
-            layers.append(convolution(dims, inputs if first else outputs, outputs, kernel, stride if first else None))
+            width = inputs if first else outputs
+            layers.append(convolution(dims, width, outputs, kernel, stride if first else None, padding))
             if dropout:
                 layers.append(_DROPOUT[dims](dropout))
             layers += [normalization(norm, dims, outputs), activation(act)]
@@ -126,6 +142,24 @@ def init_he(module: nn.Module, negative_slope: float = 0.01) -> None:
             nn.init.zeros_(module.bias)
 
 
+def init_incoming(module: nn.Module) -> None:
+    """Normal weights of deviation sqrt(2 / N), N the incoming nodes of one neuron, as the U-Net paper asks for.
+
+    A transposed convolution whose kernel is its stride has one incoming node per input channel; PyTorch's count of
+    its fan-in is another. Biases are zero.
+    """
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        transposed = isinstance(module, (nn.ConvTranspose2d, nn.ConvTranspose3d))
+        taps = math.prod(module.kernel_size) // (math.prod(module.stride) if transposed else 1)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def concatenate(up: Tensor, skip: Tensor) -> Tensor:
-    """Join the up-sampled features and the skip connection along the channels."""
+    """Join the up-sampled features and the middle of the skip connection, of equal size, along the channels."""
+    for axis in range(2, up.ndim):
+        surplus = skip.shape[axis] - up.shape[axis]
+        if surplus:
+            skip = skip.narrow(axis, surplus // 2, up.shape[axis])
     return torch.cat((up, skip), dim=1)

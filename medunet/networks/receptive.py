@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,44 +23,86 @@ def spatial_divisor(network: Any, dims: int) -> tuple[int, ...]:
     return (_UNKNOWN_DIVISOR,) * dims if own is None else tuple(int(n) for n in own)
 
 
+def output_margin(network: Any, dims: int) -> tuple[int, ...]:
+    """By how many voxels the output ends before the input, on either side: the network's own ``margin``, else 0."""
+    own = getattr(network, "margin", None)
+    return (0,) * dims if own is None else tuple(int(n) for n in own)
+
+
+def fitting_size(network: Any, size: Sequence[int]) -> tuple[int, ...]:
+    """The smallest input of at least `size` that passes: the network's own ``fitting_size``, else by its divisor."""
+    own = getattr(network, "fitting_size", None)
+    if own is not None:
+        return tuple(int(n) for n in own(size))
+    divisor = spatial_divisor(network, len(size))
+    return tuple(math.ceil(n / d) * d for n, d in zip(size, divisor, strict=True))
+
+
+def tile_halo(network: nn.Module, dims: int, channels: int = 1) -> Halo | None:
+    """How many voxels around its results a tile must see; None where there is no bound.
+
+    A network without padding gives out only what has seen all that it depends on: its margin. Of any other network the
+    receptive field is measured.
+    """
+    margin = output_margin(network, dims)
+    if not any(margin):
+        return receptive_field(network, dims, channels)
+    return tuple((m, m) for m in margin) if _is_bounded(network, dims, channels) else None
+
+
 def receptive_field(network: nn.Module, dims: int, channels: int = 1) -> Halo | None:
     """How many voxels before and after it an output voxel depends on, per axis; None where there is no bound.
 
     One plane of the input becomes NaN, and all that depends on it becomes NaN too; this is repeated for every phase of
     the network's strides. Instance, group and layer normalisation see everything: there is no bound.
     """
-    divisor = spatial_divisor(network, dims)
+    with _evaluating(network):
+        halo = []
+        for axis, step in enumerate(spatial_divisor(network, dims)):
+            shape = _bounding_shape(network, dims, axis, channels)
+            if shape is None:
+                return None
+            size = [*shape[:axis], shape[axis] + 2 * step, *shape[axis + 1 :]]
+            reach = _reach(network, fitting_size(network, size), axis, channels, range(step))
+            if reach is None:
+                return None
+            halo.append(reach)
+        return tuple(halo)
+
+
+def _is_bounded(network: nn.Module, dims: int, channels: int) -> bool:
+    with _evaluating(network):
+        return all(_bounding_shape(network, dims, axis, channels) is not None for axis in range(dims))
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            return _halo(network, divisor, channels)
+            yield
     finally:
         network.train(training)
 
 
-def _halo(network: nn.Module, divisor: Sequence[int], channels: int) -> Halo | None:
-    halo = []
-    for axis, step in enumerate(divisor):
-        shape = list(divisor)
-        shape[axis] = 8 * step
-        while (reach := _reach(network, shape, axis, channels, [0])) is None and 2 * shape[axis] <= _LONGEST:
-            shape[axis] *= 2
-        if reach is None:
-            return None
-        shape[axis] += 2 * step
-        phases = _reach(network, shape, axis, channels, range(step))
-        if phases is None:
-            return None
-        halo.append(phases)
-    return tuple(halo)
+def _bounding_shape(network: nn.Module, dims: int, axis: int, channels: int) -> tuple[int, ...] | None:
+    """An input in which the middle plane along `axis` does not reach the output's ends; None when none is found."""
+    step, margin = spatial_divisor(network, dims)[axis], output_margin(network, dims)[axis]
+    length = 8 * step
+    while length <= _LONGEST:
+        shape = fitting_size(network, [length + 2 * margin if a == axis else 1 for a in range(dims)])
+        if _reach(network, shape, axis, channels, [0]) is not None:
+            return shape
+        length *= 2
+    return None
 
 
 def _reach(
     network: nn.Module, shape: Sequence[int], axis: int, channels: int, phases: Sequence[int]
 ) -> tuple[int, int] | None:
     """(before, after) over inputs of `shape` with a plane of NaN around the middle; None when it reaches an end."""
-    step = max(1, shape[axis] // 8)
+    step, margin = spatial_divisor(network, len(shape))[axis], output_margin(network, len(shape))[axis]
     before = after = 0
     for phase in phases:
         place = shape[axis] // 2 // step * step + phase
@@ -69,5 +113,5 @@ def _reach(
         first, last = int(places[0]), int(places[-1])
         if first == 0 or last == len(lost) - 1:
             return None
-        before, after = max(before, last - place), max(after, place - first)
+        before, after = max(before, last + margin - place), max(after, place - first - margin)
     return before, after

@@ -3,7 +3,7 @@
 Architecture after Ronneberger et al. 2015 (doi:10.1007/978-3-319-24574-4_28) and Çiçek et al. 2016
 (doi:10.1007/978-3-319-46723-8_49), with the changes that nnU-Net's plain network made standard: padded and strided
 convolutions, instance normalisation, leaky ReLU, deep supervision
-(Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+(Isensee et al. 2021, doi:10.1038/s41592-020-01008-z). `UNet.of_2015` is the network of 2015 without them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medunet.errors import NetworkError
-from medunet.networks.blocks import ConvBlock, Size, UpSample, Upsampling, concatenate, convolution, init_he, per_axis
+from medunet.networks.blocks import (
+    ConvBlock,
+    Downsampling,
+    Padding,
+    Size,
+    UpSample,
+    Upsampling,
+    concatenate,
+    convolution,
+    init_he,
+    init_incoming,
+    per_axis,
+)
+from medunet.planning.sizes import axes_of, nearest_valid_size
 
 PerLevel = Sequence[int | Sequence[int]]
 
@@ -36,13 +49,18 @@ class UNet(nn.Module):
         norm: instance, batch, group or none.
         activation: leaky_relu, relu, gelu or silu.
         dropout: probability of dropping a feature channel.
-        dropout_in: ``all`` blocks or the ``encoder`` only.
+        dropout_in: ``all`` blocks, the ``encoder`` only, or the ``end`` of the contracting path: single values instead
+            of channels, after its last two levels, as in the model that the authors of 2015 published.
         upsample: ``transposed`` convolution or ``interpolated``.
+        downsample: ``strided`` convolution or ``pooled`` by the maximum.
+        padding: ``same``, or ``valid``: only pixels whose surroundings are all in the input come out, skip connections
+            are cropped to their middle. It needs ``pooled``, and no deep supervision.
         deep_supervision: number of lower-resolution outputs beside the full one; in training mode the forward pass
             then returns a list, highest resolution first; in evaluation mode always one tensor.
         checkpointing: recompute activations in the backward pass: less memory, about a third more time.
 
-    Shapes: (batch, in_channels, *n) -> (batch, out_channels, *n), each n divisible by ``spatial_divisor``.
+    Shapes: (batch, in_channels, *n) -> (batch, out_channels, *n), each n divisible by ``spatial_divisor``. With
+        ``valid`` padding `margin` fewer on either side, and n a size that `fitting_size` gives.
 
     Raises:
         NetworkError: lists of different lengths, even kernels, unknown names, or an input size that does not fit.
@@ -63,6 +81,8 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         dropout_in: str = "all",
         upsample: Upsampling = "transposed",
+        downsample: Downsampling = "strided",
+        padding: Padding = "same",
         deep_supervision: int = 0,
         checkpointing: bool = False,
     ) -> None:
@@ -70,13 +90,21 @@ class UNet(nn.Module):
         self.spatial_dims, self.checkpointing = spatial_dims, checkpointing
         self.strides, kernels = _levels(spatial_dims, channels, strides, kernel_sizes)
         _check_options(len(channels), deep_supervision, dropout, dropout_in)
-        options: dict[str, Any] = {"convs": convs_per_level, "norm": norm, "act": activation}
-        inside = dropout if dropout_in == "all" else 0.0
+        if padding != "same":
+            _check_valid(padding, downsample, upsample, deep_supervision)
+        self.axes = axes_of(self.strides, kernels, convs_per_level, padding)
+        options: dict[str, Any] = {"convs": convs_per_level, "norm": norm, "act": activation, "padding": padding}
+        along, inside = (0.0 if dropout_in == "end" else dropout), (dropout if dropout_in == "all" else 0.0)
         widths = [in_channels, *channels]
-        self.encoder = nn.ModuleList(
-            ConvBlock(spatial_dims, widths[i], widths[i + 1], kernels[i], self.strides[i], dropout=dropout, **options)
-            for i in range(len(channels))
-        )
+        self.encoder = nn.ModuleList()
+        for level, (kernel, stride) in enumerate(zip(kernels, self.strides, strict=True)):
+            before, width = widths[level], widths[level + 1]
+            block = ConvBlock(
+                spatial_dims, before, width, kernel, stride, dropout=along, downsample=downsample, **options
+            )
+            if dropout_in == "end" and dropout and level >= len(channels) - 2:
+                block.append(nn.Dropout(dropout))
+            self.encoder.append(block)
         self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(channels) - 1)):
             width = channels[level]
@@ -90,7 +118,7 @@ class UNet(nn.Module):
             convolution(spatial_dims, channels[level], out_channels, (1,) * spatial_dims)
             for level in range(deep_supervision + 1)
         )
-        self.apply(init_he)
+        self.apply(init_incoming if padding == "valid" else init_he)
 
     @classmethod
     def of_depth(
@@ -113,10 +141,41 @@ class UNet(nn.Module):
         channels = [min(base_channels * 2**level, cap) for level in range(depth)]
         return cls(spatial_dims, in_channels, out_channels, channels, [1] + [2] * (depth - 1), **options)
 
+    @classmethod
+    def of_2015(
+        cls,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        base_channels: int = 64,
+        depth: int = 5,
+        dropout: float = 0.5,
+    ) -> UNet:
+        """The network of Ronneberger et al. 2015, figure 1: 572 x 572 -> 388 x 388, 31,030,658 parameters.
+
+        3x3 convolutions without padding, each with a ReLU; 2x2 max-pooling, 2x2 up-convolutions, 64 to 1024 channels,
+        a 1x1 head; dropout at the end of the contracting path; no normalisation; normal weights of deviation
+        sqrt(2 / N). In 3D the same with cubes.
+        """
+        channels = [base_channels * 2**level for level in range(depth)]
+        return cls(
+            spatial_dims, in_channels, out_channels, channels, [1] + [2] * (depth - 1),
+            norm="none", activation="relu", dropout=dropout, dropout_in="end", downsample="pooled", padding="valid",
+        )  # fmt: skip
+
     @property
     def spatial_divisor(self) -> Size:
-        """What each spatial size of the input must be divisible by."""
+        """The product of the strides: what a padded input must be divisible by, and what valid sizes differ by."""
         return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+
+    @property
+    def margin(self) -> Size:
+        """By how many voxels the output ends before the input, on either side; 0 with ``same`` padding."""
+        return tuple(axis.margin for axis in self.axes)
+
+    def fitting_size(self, size: Sequence[int]) -> Size:
+        """The smallest input of at least `size` that passes."""
+        return tuple(axis.above(n) for axis, n in zip(self.axes, size, strict=True))
 
     @property
     def auxiliary_outputs(self) -> int:
@@ -149,21 +208,20 @@ class UNet(nn.Module):
             return
         if len(size) != self.spatial_dims:
             raise NetworkError(f"input has {len(size)} spatial axes; this is a {self.spatial_dims}D U-Net")
-        divisor = self.spatial_divisor
-        if any(n % d for n, d in zip(size, divisor, strict=True)):
-            nearest = nearest_valid_size(size, divisor)
+        if all(axis.fits(n) for axis, n in zip(self.axes, size, strict=True)):
+            return
+        if any(self.margin):
+            below = [axis.below(n) for axis, n in zip(self.axes, size, strict=True)]
+            above = list(self.fitting_size(size))
             raise NetworkError(
-                f"input size {list(size)} is not divisible by {list(divisor)}; the nearest that fits is {list(nearest)}"
+                f"input size {list(size)} does not pass a U-Net without padding; the nearest that fit are {below} "
+                f"below and {above} above; the output is {[2 * m for m in self.margin]} smaller"
             )
-
-
-def nearest_valid_size(size: Sequence[int], divisor: Sequence[int]) -> Size:
-    """The multiples of `divisor` (at least one) closest to `size`; a tie goes to the larger.
-
-    >>> nearest_valid_size([96, 96, 61], [16, 16, 16])
-    (96, 96, 64)
-    """
-    return tuple(max(d, (2 * n + d) // (2 * d) * d) for n, d in zip(size, divisor, strict=True))
+        divisor = self.spatial_divisor
+        nearest = nearest_valid_size(size, divisor)
+        raise NetworkError(
+            f"input size {list(size)} is not divisible by {list(divisor)}; the nearest that fits is {list(nearest)}"
+        )
 
 
 def _levels(
@@ -190,5 +248,17 @@ def _check_options(depth: int, deep_supervision: int, dropout: float, dropout_in
         raise NetworkError(f"deep_supervision is {deep_supervision}; {depth} levels allow 0 to {max(depth - 2, 0)}")
     if not 0.0 <= dropout < 1.0:
         raise NetworkError(f"dropout is {dropout}; give a probability from 0 to below 1")
-    if dropout_in not in ("all", "encoder"):
-        raise NetworkError(f"dropout_in is '{dropout_in}'; give all or encoder")
+    if dropout_in not in ("all", "encoder", "end"):
+        raise NetworkError(f"dropout_in is '{dropout_in}'; give all, encoder or end")
+
+
+def _check_valid(padding: str, downsample: str, upsample: str, deep_supervision: int) -> None:
+    if padding != "valid":
+        raise NetworkError(f"padding is '{padding}'; give same or valid")
+    if downsample != "pooled" or upsample != "transposed":
+        raise NetworkError(
+            f"padding valid with downsample {downsample} and upsample {upsample} would look beyond its input or shift "
+            f"the skip connections; give pooled and transposed"
+        )
+    if deep_supervision:
+        raise NetworkError(f"deep_supervision is {deep_supervision}; padding valid allows 0: its levels end apart")

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medunet.planning.sizes import Axis, axes_of, level_sizes
+
 _FLOAT = 4  # bytes
 _OPTIMIZER_COPIES = 4  # weight, gradient, two Adam moments
 _LOSS_COPIES = 12  # soft-max, one-hot, products of the Dice and the cross-entropy, each classes x patch
@@ -30,17 +32,26 @@ class NetworkShape:
     deep_supervision: int = 0
     dropout: float = 0.0
     checkpointing: bool = False
+    norm: str = "instance"
+    downsample: str = "strided"
+    padding: str = "same"
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Which sizes pass along each axis."""
+        return axes_of(self.strides, self.kernel_sizes, self.convs_per_level, self.padding)
 
 
 def parameter_count(net: NetworkShape) -> int:
-    """Learnt numbers of the network with affine normalisation and biases (exact for transposed up-sampling)."""
+    """Learnt numbers of the network with biases and affine normalisation, if any (exact for transposed up-sampling)."""
     total, widths = 0, (net.in_channels, *net.channels)
+    each = 1 if net.norm == "none" else 3  # bias, normalisation scale and shift
     for level, kernel in enumerate(net.kernel_sizes):
         taps, width = math.prod(kernel), net.channels[level]
-        total += _block_parameters(widths[level], width, taps, net.convs_per_level)
+        total += _block_parameters(widths[level], width, taps, net.convs_per_level, each)
         if level + 1 < len(net.channels):
             total += net.channels[level + 1] * width * math.prod(net.strides[level + 1]) + width
-            total += _block_parameters(2 * width, width, taps, net.convs_per_level)
+            total += _block_parameters(2 * width, width, taps, net.convs_per_level, each)
     return total + sum(net.out_channels * (width + 1) for width in net.channels[: net.deep_supervision + 1])
 
 
@@ -57,18 +68,15 @@ def fixed_bytes(net: NetworkShape, device: str) -> int:
 def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
     """Bytes that one patch of a batch adds to a training step."""
     stored, transient = 0, 0
-    size = [int(n) for n in patch]
+    down, up = level_sizes(patch, net.strides, net.kernel_sizes, net.convs_per_level, net.padding)
     for level, width in enumerate(net.channels):
-        size = [math.ceil(n / s) for n, s in zip(size, net.strides[level], strict=True)]
-        voxels = math.prod(size)
-        blocks = 1 if level == len(net.channels) - 1 else 2
-        kept = blocks * net.convs_per_level * 2 * width * voxels
+        voxels = math.prod(down[level])
+        above = math.prod(up[level]) if level < len(up) else 0
+        kept = net.convs_per_level * 2 * width * (voxels + above)
         if net.checkpointing:
-            transient = max(transient, kept // blocks)
-            kept = blocks * width * voxels
-        stored += kept
-        if blocks == 2:
-            stored += 2 * width * voxels  # the concatenation
+            transient = max(transient, net.convs_per_level * 2 * width * voxels)
+            kept = width * (voxels + above)
+        stored += kept + 2 * width * above  # the concatenation
         if level == 0:
             stored += net.in_channels * voxels
             transient += 4 * width * voxels  # gradients in flight at full resolution
@@ -77,6 +85,6 @@ def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
     return int(_ALLOCATOR * _FLOAT * (stored + transient))
 
 
-def _block_parameters(inputs: int, outputs: int, taps: int, convs: int) -> int:
+def _block_parameters(inputs: int, outputs: int, taps: int, convs: int, each: int) -> int:
     weights = inputs * outputs * taps + (convs - 1) * outputs * outputs * taps
-    return weights + convs * 3 * outputs  # bias, normalisation scale and shift
+    return weights + convs * each * outputs

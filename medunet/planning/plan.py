@@ -7,7 +7,7 @@ docstring says so. A plan is arithmetic: the same fingerprint, budget and settin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from medunet.errors import PlanError
 from medunet.planning import geometry, memory, settings
 from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.memory import NetworkShape
+from medunet.planning.sizes import axes_of
 
 DEFAULT_MEMORY = 8_000_000_000
 _BASE_CHANNELS = {"cpu": 16, "cuda": 32}
@@ -65,11 +66,25 @@ class Plan:
     mirror_axes: tuple[int, ...]
     rotation: tuple[float, ...]
     overlap: float
+    region: Any
+    """Where prediction looks: ``all``, ``body``, or around what a coarser bundle finds."""
     amp: bool
     memory_estimate: int
     seen: dict[str, Any]
     """Ranges of the training data that prediction compares its input with."""
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
+        net = self.network
+        axes = axes_of(net["strides"], net["kernel_sizes"], net["convs_per_level"], net.get("padding", "same"))
+        return (*(axis.margin for axis in axes), *(0,) * (3 - self.dims))
+
+    @property
+    def border(self) -> str:
+        """What the network sees beyond an image: its mirror image without padding, as in the U-Net paper, else zero."""
+        return "mirror" if any(self.margin) else "constant"
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -145,6 +160,8 @@ class _Draft:
             if memory.training_bytes(network, patch, wanted, self.budget.device) <= self.budget.memory:
                 break
             smaller = geometry.shrink(patch, frame, network.strides)
+            if smaller is not None and math.prod(self._network(frame, smaller)[1]) >= math.prod(patch):
+                smaller = None  # without padding, no smaller one passes
             if "patch_size" in self.chosen or smaller is None:
                 need = memory.training_bytes(network, patch, wanted, self.budget.device)
                 raise PlanError(
@@ -175,14 +192,12 @@ class _Draft:
         levels = self.take("max_levels", _MAX_LEVELS[self.budget.device], "")
         strides, kernels = geometry.pooling(patch, frame.spacing[: frame.dims], int(levels))
         self.reasons.pop("max_levels")
-        divisor = tuple(math.prod(s[axis] for s in strides) for axis in range(frame.dims))
-        fitted = tuple(math.ceil(n / d) * d for n, d in zip(patch, divisor, strict=True))
-        if "patch_size" in self.chosen:
-            settings.require_divisible(patch, divisor, levels=len(strides))
         base = self.take("base_channels", _BASE_CHANNELS[self.budget.device], "")
         self.reasons.pop("base_channels")
-        channels = tuple(min(base * 2**level, _MAX_CHANNELS[frame.dims]) for level in range(len(strides)))
-        supervision = self.take("deep_supervision", max(0, min(2, len(strides) - 2)), "")
+        most = self.chosen.get("max_channels", _MAX_CHANNELS[frame.dims])
+        channels = tuple(min(base * 2**level, most) for level in range(len(strides)))
+        valid = self.chosen.get("padding", "same") == "valid"
+        supervision = self.take("deep_supervision", 0 if valid else max(0, min(2, len(strides) - 2)), "")
         self.reasons.pop("deep_supervision")
         if supervision > max(0, len(strides) - 2):
             raise PlanError(f"deep_supervision={supervision} needs more than the plan's {len(strides)} levels")
@@ -195,8 +210,19 @@ class _Draft:
             deep_supervision=supervision,
             dropout=float(self.chosen.get("dropout", 0.0)),
             checkpointing=bool(self.chosen.get("checkpointing", False)),
+            norm=self.chosen.get("norm", "instance"),
+            downsample=self.chosen.get("downsample", "pooled" if valid else "strided"),
+            padding="valid" if valid else "same",
         )
-        return network, fitted
+        return network, self._fitted(patch, network)
+
+    def _fitted(self, patch: tuple[int, ...], network: NetworkShape) -> tuple[int, ...]:
+        """The patch rounded up to what passes the network; a chosen one must pass as it is."""
+        if "patch_size" in self.chosen and network.padding == "valid":
+            settings.require_passes(patch, network.axes)
+        elif "patch_size" in self.chosen:
+            settings.require_divisible(patch, [axis.step for axis in network.axes], levels=len(network.strides))
+        return tuple(axis.above(n) for axis, n in zip(network.axes, patch, strict=True))
 
     def _batch(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...]) -> int:
         """As many patches as the memory takes, at most 5% of the training voxels (nnU-Net) and a cap per device."""
@@ -247,6 +273,7 @@ class _Draft:
             mirror_axes=axes,
             rotation=rotation,
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
+            region=self._region(normalization),
             amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
             memory_estimate=self._memory(network, patch, batch),
             seen={
@@ -259,6 +286,15 @@ class _Draft:
             },
             reasons=dict(sorted(self.reasons.items())),
         )
+
+    def _region(self, normalization: Sequence[Mapping[str, Any]]) -> Any:
+        """The air around a body need not be looked at; nnU-Net crops to non-zero voxels likewise."""
+        if any(scheme["scheme"] == "ct" for scheme in normalization):
+            return self.take("region", "body", "CT tells a body from the air around it, which is background")
+        region = self.take("region", "all", "only CT tells a body from what lies around it")
+        if region == "body":
+            raise PlanError("plan setting region=body does not fit; it needs a channel with normalization scheme ct")
+        return region
 
     def _codes(self) -> dict[str, Any]:
         """A code for every class but the background: chosen, from the shipped table, or the honest generic one."""
@@ -293,7 +329,7 @@ class _Draft:
         )
         arguments = asdict(network)
         arguments["spatial_dims"] = frame.dims
-        for key, default in (("norm", "instance"), ("activation", "leaky_relu"), ("upsample", "transposed")):
+        for key, default in (("activation", "leaky_relu"), ("upsample", "transposed")):
             arguments[key] = self.chosen.get(key, default)
         arguments["dropout_in"] = self.chosen.get("dropout_in", "all")
         return arguments

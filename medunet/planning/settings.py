@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medunet.errors import PlanError
+from medunet.planning.sizes import Axis
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ def _is_orientation(value: Any) -> bool:
     return isinstance(value, str) and sorted("RLAPSI".find(c) // 2 for c in value) == [0, 1, 2]
 
 
+def _is_region(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        margin = value.get("margin")
+        return set(value) == {"bundle", "margin"} and isinstance(value["bundle"], str) and _is_number(margin)
+    return value in ("all", "body")
+
+
 SETTINGS: dict[str, Setting] = {
     "dims": Setting("2 or 3", lambda v: v in (2, 3) and not isinstance(v, bool)),
     "orientation": Setting("three axis codes such as RAS", _is_orientation),
@@ -60,12 +68,15 @@ SETTINGS: dict[str, Setting] = {
     "batch_size": _whole(1, 512),
     "base_channels": _whole(1, 256),
     "max_levels": _whole(1, 10),
+    "max_channels": _whole(1, 4096),
     "deep_supervision": _whole(0, 8),
     "norm": _one_of("instance", "batch", "group", "none"),
     "activation": _one_of("leaky_relu", "relu", "gelu", "silu"),
     "upsample": _one_of("transposed", "interpolated"),
     "dropout": _number(0, 1, below=True),
-    "dropout_in": _one_of("all", "encoder"),
+    "downsample": _one_of("strided", "pooled"),
+    "padding": _one_of("same", "valid"),
+    "dropout_in": _one_of("all", "encoder", "end"),
     "checkpointing": Setting("true or false", lambda v: isinstance(v, bool)),
     "learning_rate": _number(1e-7, 1),
     "weight_decay": _number(0, 1),
@@ -76,6 +87,7 @@ SETTINGS: dict[str, Setting] = {
     "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
     "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
+    "region": Setting("all, body, or {bundle: PATH, margin: MM}", _is_region),
     "codes": Setting("a mapping from class names to {type: [VALUE, SCT, MEANING]}", lambda v: isinstance(v, dict)),
     "normalization": _list(
         "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",
@@ -120,6 +132,17 @@ def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: i
         raise PlanError(
             f"plan setting patch_size={list(patch)} does not fit; with {levels} levels each size must be divisible by "
             f"{list(divisor)}, the nearest valid value is {nearest}"
+        )
+
+
+def require_passes(patch: Sequence[int], axes: Sequence[Axis]) -> None:
+    """Raise a PlanError that names the nearest valid patches unless `patch` passes a network without padding."""
+    if not all(axis.fits(n) for axis, n in zip(axes, patch, strict=True)):
+        below = [axis.below(n) for axis, n in zip(axes, patch, strict=True)]
+        above = [axis.above(n) for axis, n in zip(axes, patch, strict=True)]
+        raise PlanError(
+            f"plan setting patch_size={list(patch)} does not pass a network without padding; the nearest valid values "
+            f"are {below} below and {above} above"
         )
 
 

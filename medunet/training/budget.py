@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import BundleError
 from medunet.training.calibrating import MOST_CASES
-from medunet.training.cases import CachedCases
+from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
@@ -48,7 +48,7 @@ class Budget:
 
     def __init__(
         self,
-        dataset: CachedCases,
+        dataset: StoredPatches,
         validator: Any,
         log: Log,
         minutes: float | None = None,
@@ -70,11 +70,16 @@ class Budget:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._note_time)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
+        engine.add_event_handler(Events.COMPLETED, _stop_loading)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: _stop_loading(engine))
 
     def _start(self, engine: Engine) -> None:
         self.dataset.prepare(self.log.preparing)
         if self.seconds is not None and not self.resume:
             self._fit(engine, self.measure(engine))
+        begin = getattr(engine.data_loader.sampler, "begin", None)
+        if begin is not None:  # not where an overlay put another sampler
+            begin(int(engine.state.iteration))
         self.interval = max(1, -(-int(engine.state.max_epochs or 1) // max(1, self.validations)))
         self.log.plan(engine, self.interval)
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
@@ -123,6 +128,13 @@ class Budget:
         possible = max(0, int(left / max(pace, 1e-9)))
         planned = epochs - epoch
         return epoch + possible if possible < planned or possible > 1.1 * planned + 1 else epochs
+
+
+def _stop_loading(engine: Any) -> None:
+    """End the processes that load ahead; an overlay's own loader has its own ways."""
+    close = getattr(engine.data_loader, "close", None)
+    if close is not None:
+        close()
 
 
 def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]:

@@ -37,8 +37,8 @@ def calibrate(
     worse: dict[str, list[Scored]] = {name: [] for name in labels}
     for number in range(min(len(cases), MOST_CASES)):
         item = cases[number]
-        image = inferer.frame.see(item["image"])
-        spoilt = WholeImage(degrade(image.whole(), number), image.grid, image.native)
+        image = inferer.see(item["image"], plain)
+        spoilt = WholeImage(degrade(image.whole(), number), image)
         reference = item["label"].as_tensor()[0].numpy()
         for seen, scored in ((image, whole), (spoilt, worse)):
             (made,) = inferer.segment([seen], plain)

@@ -1,22 +1,29 @@
-"""The cases of a fold as MONAI datasets: looked up lazily, preprocessed once, sampled by weight."""
+"""The cases of a fold: looked up lazily, preprocessed once, drawn by weight, read a patch at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from monai.data import Dataset
-from torch.utils.data import Sampler
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 
 from medunet.data.index import Case, Index
+from medunet.data.resampling import Box
 from medunet.errors import BundleError, DatasetError
+from medunet.inference.border import fold
+from medunet.training.patches import Augment, CutPatch, to_tensors
+from medunet.training.store import PatchStore
+from medunet.types import AnyArray
 
 INDEX_FILE = "eval/index.json"
 """Where a bundle keeps its case list. The folder ``eval/`` is private: it never leaves the house."""
+_WEIGHTED_ROUND = 1024  # draws, where cases have different weights
 
 
 def load_index(bundle_root: str, dataset_dir: str) -> Index:
@@ -69,93 +76,127 @@ def _item(index: Index, case: Case) -> dict[str, Any]:
     return item if label is None else {**item, "label": str(label)}
 
 
-class CachedCases(Dataset):
-    """Preprocessed cases kept in memory up to `memory` bytes; each access draws a random patch of one.
+class Sample(NamedTuple):
+    """Which draw of the run this is, counted over all processes from 0, and the case that it is of."""
 
-    Cases beyond the limit are preprocessed again at each access.
+    number: int
+    case: int
+
+
+class StoredPatches(Dataset[dict[str, Tensor]]):
+    """Random patches of stored cases, each by chance of its own: of the seed and the number of the draw alone.
+
+    So a run that is resumed goes on as if it had never stopped, however many processes load ahead.
 
     Args:
         data: items as from `FoldCases`.
-        transform: ``preprocess`` (deterministic) and ``augment`` (random), as a `PatchPipeline`.
-        memory: bytes that the cache may take.
+        store: where the preprocessed cases are, or will be.
+        cut: draws where the patch lies.
+        augment: draws what becomes of it, then does it; reads as large a region as it needs.
+        border: what lies beyond a volume: ``constant`` (the mean, and background), ``edge`` or ``mirror``.
+        finish: a last transform of ``{"image", "label"}``, such as `BorderWeightsd`.
     """
 
-    def __init__(self, data: Sequence[Any], transform: PatchPipeline, memory: int = 4_000_000_000) -> None:
-        super().__init__(data, transform)
-        self.pipeline = transform  # MONAI's Dataset keeps it inside a Compose
-        self.memory, self._used = int(memory), 0
-        self._cache: dict[int, Any] = {}
+    def __init__(
+        self,
+        data: Sequence[Any],
+        store: PatchStore,
+        cut: CutPatch,
+        augment: Augment,
+        seed: int = 0,
+        border: str = "constant",
+        finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ) -> None:
+        self.data, self.store, self.cut, self.augment, self.seed = data, store, cut, augment, int(seed)
+        self.border, self.finish = border, finish
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Preprocess ahead everything that fits the cache."""
-        for number in range(len(self.data)):
-            self._prepared(number)
-            progress(number + 1, len(self.data))
-            if number not in self._cache:
-                break
+        """Preprocess what the store does not have yet; of several processes each does its share."""
+        rank, processes = _rank_and_size()
+        items = list(self.data)
+        self.store.prepare(items[rank::processes], progress)
+        if processes > 1:
+            torch.distributed.barrier()
+            self.store.prepare(items)
 
-    def _prepared(self, number: int) -> Any:
-        if number in self._cache:
-            return self._cache[number]
-        item = self.pipeline.preprocess(self.data[number])
-        size = sum(v.nbytes for v in item.values() if hasattr(v, "nbytes"))
-        if self._used + size <= self.memory:
-            self._cache[number] = item
-            self._used += size
-        return item
+    def __getitem__(self, index: int | Sample) -> dict[str, Tensor]:
+        sample = index if isinstance(index, Sample) else Sample(int(index), int(index))
+        generator = np.random.default_rng((self.seed, sample.number))
+        item = self.data[sample.case]
+        cut = self.cut.draw(generator, self.store.entry(item))
+        draw = self.augment.draw(generator)
+        extent = (*draw.extent, 1) if self.cut.flat else draw.extent
+        region = to_tensors(*self._read(item, cut.box(extent)), self.cut.flat)
+        image, label = self.augment.apply(draw, *region)
+        patch = {"image": image, "label": label}
+        return patch if self.finish is None else self.finish(patch)
 
-    def _transform(self, index: int) -> Any:
-        return self.pipeline.augment(dict(self._prepared(index)))
+    def _read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
+        """Image and label of a box that may reach beyond the volume."""
+        if self.border == "constant":
+            return self.store.read(item, box)
+        shape = self.store.entry(item).shape
+        folded = [fold(np.arange(a, b), n, self.border) for (a, b), n in zip(box, shape, strict=True)]
+        inside = tuple((int(f.min()), int(f.max()) + 1) for f in folded)
+        image, label = self.store.read(item, inside)
+        x, y, z = np.ix_(*(f - first for f, (first, _) in zip(folded, inside, strict=True)))
+        return image[:, x, y, z], label[:, x, y, z]
 
 
-class PatchPipeline:
-    """Preprocessing that is done once per case, and augmentation that is drawn anew for each patch."""
-
-    def __init__(self, preprocess: Callable[[Any], Any], augment: Callable[[Any], Any]) -> None:
-        self.preprocess, self.augment = preprocess, augment
-
-    def __call__(self, data: Mapping[Any, Any]) -> Any:
-        return self.augment(self.preprocess(data))
-
-
-class CaseSampler(Sampler[int]):
-    """Draw `batch_size` x `steps` cases per pass, with probability by weight, from a generator of its own.
+class CaseSampler(Sampler[Sample]):
+    """Draw `batch_size` x `steps` cases per pass, with probability by weight, each draw with its number in the run.
 
     When all weights are equal the draws of all passes together are one sequence of shuffled rounds through the cases:
-    every case is drawn equally often to within one. What is drawn depends on the seed and the number of the pass alone.
+    every case is drawn equally often to within one. What is drawn depends on the seed and the number of the draw alone.
     With several processes each takes every n-th draw, so that no draw is used twice.
     """
 
     def __init__(self, data: Sequence[Any], batch_size: int, steps: int, seed: int = 0) -> None:
-        self.data, self.draws, self.seed, self.passes = data, int(batch_size) * int(steps), int(seed), 0
+        self.data, self.batch_size, self.draws, self.seed = (
+            data,
+            int(batch_size),
+            int(batch_size) * int(steps),
+            int(seed),
+        )
+        self.next = 0
         self.rank, self.processes = _rank_and_size()
+
+    def begin(self, step: int) -> None:
+        """Let the next pass begin with the draws of a training step, counted from 0."""
+        self.next = step * self.batch_size * self.processes
 
     def __len__(self) -> int:
         return self.draws
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Sample]:
         if not len(self.data):
             raise DatasetError("the fold has no training case; take another --fold or add cases")
-        total = self.draws * self.processes
-        first = self.passes * total
-        self.passes += 1
+        first = self.next
+        self.next += self.draws * self.processes
         weights = torch.tensor([float(item.get("weight", 1.0)) for item in self.data])
-        if bool((weights == weights[0]).all()):
-            order = self._rounds(first, first + total)
-        else:
-            order = torch.multinomial(weights, total, replacement=True, generator=self._generator(first)).tolist()
-        return iter(order[self.rank :: self.processes])
+        order = self._rounds(weights, first, self.next)
+        samples = [Sample(first + number, case) for number, case in enumerate(order)]
+        return iter(samples[self.rank :: self.processes])
 
-    def _rounds(self, start: int, stop: int) -> list[int]:
-        """Positions `start` to `stop` in the endless sequence of shuffled rounds."""
-        cases = len(self.data)
-        rounds = range(start // cases, -(-stop // cases))
-        sequence = [n for r in rounds for n in torch.randperm(cases, generator=self._generator(r)).tolist()]
-        offset = rounds.start * cases
+    def _rounds(self, weights: Tensor, start: int, stop: int) -> list[int]:
+        """Positions `start` to `stop` in the endless sequence of rounds."""
+        equal = bool((weights == weights[0]).all())
+        length = len(weights) if equal else _WEIGHTED_ROUND
+        rounds = range(start // length, -(-stop // length))
+        sequence: list[int] = []
+        for number in rounds:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            drawn = (
+                torch.randperm(length, generator=generator)
+                if equal
+                else torch.multinomial(weights, length, replacement=True, generator=generator)
+            )
+            sequence += drawn.tolist()
+        offset = rounds.start * length
         return sequence[start - offset : stop - offset]
-
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
 def _rank_and_size() -> tuple[int, int]:

@@ -46,6 +46,12 @@ def agree(*numbers: int) -> list[int]:
     return values
 
 
+def cores() -> int:
+    """CPU cores that this process may use: its share, where torchrun started several on this machine."""
+    all_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, all_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def leave() -> None:
     """Leave the process group; the last step of a run.
 

@@ -2,95 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, Transform
 from torch import Tensor
 
-_MOST_LOCATIONS = 5_000  # per class and case
-
-
-class ClassLocations(Transform):
-    """Note up to 5000 voxels of each foreground class as ``locations``: {class: (n, 3) int32}; drop the meta data.
-
-    The last deterministic step: what it leaves is plain tensors that a cache holds cheaply.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        label = _plain(data["label"])
-        found = torch.nonzero(label[0])
-        classes = label[0][tuple(found.T)]
-        locations = {}
-        for value in torch.unique(classes).tolist():
-            places = found[classes == value]
-            step = -(-len(places) // _MOST_LOCATIONS)
-            locations[int(value)] = places[::step].to(torch.int32).numpy()
-        return {"image": _plain(data["image"]), "label": label, "locations": locations}
+from medunet.data.resampling import Box
+from medunet.training.entry import Entry
+from medunet.types import Shape
 
 
 @dataclass(frozen=True)
 class Cut:
-    """First voxel of a patch, per axis."""
+    """First voxel of a patch, per axis; negative where the patch begins before the volume. And the patch's size."""
 
-    start: tuple[int, ...]
+    start: Shape
+    size: Shape
+
+    def box(self, extent: Sequence[int]) -> Box:
+        """The voxels of a region of `extent` that has the patch in its middle."""
+        starts = [s - (e - p) // 2 for s, p, e in zip(self.start, self.size, extent, strict=True)]
+        return tuple((s, s + e) for s, e in zip(starts, extent, strict=True))
 
 
-class CutPatch(MapTransform, Randomizable):
-    """Cut a patch of `patch_size` from `image` and `label` (channels, x, y, z), padded before to at least that size.
+class CutPatch:
+    """Draw where a patch of `patch_size` lies: inside the volume, or around it where the volume is smaller.
 
-    With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present.
-    A 2D `patch_size` cuts one slice along z and drops that axis.
+    With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present, as far
+    as the volume's ends allow. A smaller volume lies in the middle of the patch, as it does in an inference window.
+    A 2D `patch_size` is one slice along z.
+
+    Args:
+        margin: voxels that a network without padding leaves out at either end of a patch; patches reach so far beyond
+            the volume, so that every voxel can be in an output.
     """
 
-    def __init__(self, patch_size: Sequence[int], foreground: float = 0.5) -> None:
-        MapTransform.__init__(self, ("image", "label"))
+    def __init__(self, patch_size: Sequence[int], foreground: float = 0.5, margin: Sequence[int] = (0, 0, 0)) -> None:
+        self.margin = tuple(int(n) for n in margin)
         self.flat = len(patch_size) == 2
-        self.size = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
+        self.size: Shape = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
         self.foreground = float(foreground)
 
-    def draw(self, shape: Sequence[int], locations: Mapping[int, Any]) -> Cut:
-        """Draw a cut for a volume of `shape`."""
-        room = [n - p for n, p in zip(shape, self.size, strict=True)]
-        if locations and self.R.random() < self.foreground:
-            places = locations[list(locations)[self.R.randint(len(locations))]]
-            centre = places[self.R.randint(len(places))]
-            start = [int(np.clip(c - p // 2, 0, r)) for c, p, r in zip(centre, self.size, room, strict=True)]
+    def draw(self, generator: np.random.Generator, case: Entry) -> Cut:
+        """Draw a cut for a stored case."""
+        wide = [n + 2 * m for n, m in zip(case.shape, self.margin, strict=True)]
+        before = [max(0, p - n) // 2 + m for n, p, m in zip(wide, self.size, self.margin, strict=True)]
+        room = [max(0, n - p) for n, p in zip(wide, self.size, strict=True)]
+        classes = case.header.classes
+        if classes and generator.random() < self.foreground:
+            value = list(classes)[generator.integers(len(classes))]
+            centre = case.voxel(value, int(generator.integers(classes[value])))
+            places = [c + b - p // 2 for c, b, p in zip(centre, before, self.size, strict=True)]
+            start = [min(max(s, 0), r) - b for s, r, b in zip(places, room, before, strict=True)]
         else:
-            start = [int(self.R.randint(r + 1)) for r in room]
-        return Cut(tuple(start))
-
-    def apply(self, volume: Tensor, cut: Cut) -> Tensor:
-        """Cut one tensor."""
-        box = tuple(slice(s, s + p) for s, p in zip(cut.start, self.size, strict=True))
-        patch = volume[(slice(None), *box)]
-        return patch[..., 0] if self.flat else patch
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        cut = self.draw(data["image"].shape[1:], data["locations"])
-        return {key: self.apply(data[key], cut) for key in self.keys}
+            start = [int(generator.integers(r + 1)) - b for r, b in zip(room, before, strict=True)]
+        return Cut(tuple(start), self.size)
 
 
-class RandMirrord(MapTransform, Randomizable):
-    """Mirror `image` and `label` along each of `axes` with probability one half."""
+class Draw(Protocol):
+    """What an augmentation drew; `extent` is the size of the region, per axis, that it makes a patch of."""
 
-    def __init__(self, axes: Sequence[int]) -> None:
-        MapTransform.__init__(self, ("image", "label"))
-        self.axes = tuple(axes)
-
-    def draw(self) -> list[int]:
-        """Draw the tensor dimensions to flip."""
-        return [axis + 1 for axis in self.axes if self.R.random() < 0.5]
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        dims = self.draw()
-        item = dict(data)
-        return {**item, **{key: item[key].flip(dims) for key in self.keys}} if dims else item
+    @property
+    def extent(self) -> Shape:
+        """Voxels per axis; at least the patch."""
 
 
-def _plain(value: Tensor) -> Tensor:
-    return value.as_tensor() if isinstance(value, MetaTensor) else value
+class Augment(Protocol):
+    """Draws its parameters, then applies them to image and label."""
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """A `Draw`; the generator is all the chance there is."""
+
+    def apply(self, draw: Any, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """(channels, *extent) and (1, *extent) -> (channels, *patch) and (1, *patch)."""
+
+
+def to_tensors(image: Any, label: Any, flat: bool) -> tuple[Tensor, Tensor]:
+    """A region as it was read, without the axis of its one slice when `flat`."""
+    first, second = torch.from_numpy(image), torch.from_numpy(label)
+    return (first[..., 0], second[..., 0]) if flat else (first, second)

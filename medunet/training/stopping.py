@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ResourceError
 from medunet.inference.windows import is_out_of_memory
+from medunet.training.loading import refuse_lost_worker
 from medunet.training.log import Log
 from medunet.training.validate import Validation
 
@@ -56,6 +57,7 @@ class Stopping:
     def _explain(self, engine: Engine, error: Exception) -> None:
         self._restore(None)
         self.log.close()
+        refuse_lost_worker(error)
         if is_out_of_memory(error):
             size = tuple(engine.state.batch["image"].shape) if isinstance(engine.state.batch, dict) else "?"
             raise ResourceError(

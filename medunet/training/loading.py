@@ -1,0 +1,114 @@
+"""Patches loaded ahead of the training step, in the same order whatever loads them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from medunet.errors import MedunetError, ResourceError, root_cause
+from medunet.training.distributed import cores
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a loading process: exceptions that travel by themselves lose their sentence."""
+
+    error: MedunetError
+
+
+class _Guarded(Dataset[Any]):
+    """A dataset whose medunet errors are values."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            cause = root_cause(error)
+            if not isinstance(cause, MedunetError):
+                raise
+            return _Failure(cause)
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    return next((item for item in items if isinstance(item, _Failure)), None) or default_collate(list(items))
+
+
+def _begin_worker(number: int) -> None:
+    """Ctrl-C is the training process's to act on; it still needs the patches of the step in hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class PatchLoader(DataLoader[Any]):
+    """Batches ``{"image", "label"}``, loaded ahead by processes of their own.
+
+    Loading processes share the store's files and end when the training process does.
+
+    Args:
+        num_workers: loading processes; by default as many as there are cores beside the one that trains, at most 8,
+            and none where the network runs on the CPU, whose cores are busy as it is.
+        device: where the network runs.
+
+    Raises:
+        MedunetError: (while iterating) what went wrong in a loading process, in its own words.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        sampler: Sampler[Any],
+        device: torch.device,
+        num_workers: int | None = None,
+    ) -> None:
+        cuda = device.type == "cuda"
+        workers = (min(_MOST_WORKERS, cores() - 1) if cuda else 0) if num_workers is None else int(num_workers)
+        super().__init__(
+            _Guarded(dataset), batch_size=int(batch_size), sampler=sampler, num_workers=workers, collate_fn=_collate,
+            worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                refuse_lost_worker(error)
+                raise
+            if isinstance(batch, _Failure):
+                raise batch.error
+            yield batch
+
+    def close(self) -> None:
+        """End the loading processes; iterating again starts others."""
+        running = getattr(self, "_iterator", None)
+        self._iterator = None
+        if running is not None:
+            running._shutdown_workers()
+
+
+def refuse_lost_worker(error: BaseException) -> None:
+    """Raise a ResourceError where `error` says that a loading process was killed.
+
+    torch notices that by a signal and raises in the middle of whatever the training process does.
+    """
+    if any(words in str(error) for words in ("is killed by signal", "exited unexpectedly")):
+        raise ResourceError(
+            "a loading process was killed, probably for want of memory; "
+            "train on with --resume and --set train::dataloader::num_workers=0"
+        ) from error
