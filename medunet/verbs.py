@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from medunet.data.index import Index
     from medunet.inference.status import CaseResult
     from medunet.planning import Budget, Fingerprint, Plan
-    from medunet.trust.findings import Audit
     from medunet.trust.archive.verifying import Verification
+    from medunet.trust.findings import Audit
     from medunet.types import StrPath
 
 Progress = Callable[[int, int], None]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write medunet/trust/inspection/inert.txt: components of MONAI, Ignite and PyTorch that run nothing a config could choose.
+"""Write inert.txt of medunet/trust/inspection: MONAI, Ignite and PyTorch components that run nothing a config chooses.
 
 Reviewed by rule, not by name: a module that is not listed here is left out; a parameter that names code, a file or a
-download is marked, and `medunet.trust.inspection.arguments` judges what stands there. Run it once per version of MONAI and read
-the difference.
+download is marked, and `medunet.trust.inspection.arguments` judges what stands there. Run it once per version of MONAI
+and read the difference.
 
     python scripts/inert_components.py medunet/trust/inspection/inert.txt
 """

@@ -124,6 +124,9 @@ def test_bounds_and_margins() -> None:
     assert wider(bounds, Grid.from_spacing((5, 6, 7), (1.0, 2.0, 0.5)), 1.0) == ((1, 4), (0, 5), (4, 7))
 
 
+COARSE = {"norm": "none", "activation": "relu", "max_levels": 1}
+
+
 def bundle_with_weights(folder: Path, dataset: Path, chosen: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """A planned bundle of a tiny network as it was initialised, and its plan."""
     tiny = {"base_channels": 4, "max_levels": 2, "patch_size": [16, 16, 16]}
@@ -137,25 +140,22 @@ def bundle_with_weights(folder: Path, dataset: Path, chosen: dict[str, Any]) -> 
 
 
 def make_threshold(folder: Path, plan: dict[str, Any], threshold: float) -> None:
-    """Put in place of a bundle's network one that finds class 1 where normalised values are above a threshold."""
-    classes = plan["network"]["out_channels"]
-    arguments = {"in_channels": 1, "out_channels": classes, "kernel_size": 1}
-    path = folder / "configs" / "metadata.json"
-    content = json.loads(path.read_text())
-    content["plan"]["network"] = {"_target_": "torch.nn.Conv3d", **arguments}
-    path.write_text(json.dumps(content))
-    network = nn.Conv3d(**arguments)
-    nn.init.zeros_(network.weight)
-    nn.init.constant_(network.bias, -100.0)
-    network.bias.data[:2] = torch.tensor([threshold, 0.0])
-    network.weight.data[1] = 1.0
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    """Give a U-Net without normalisation weights that find class 1 where normalised values are above a threshold."""
+    network = UNet(**{key: value for key, value in plan["network"].items() if key != "_target_"})
+    state = {name: torch.zeros_like(values) for name, values in network.state_dict().items()}
+    for name, values in state.items():
+        if name.endswith("weight") and values.ndim == 5:
+            values[1 if name.startswith("heads") else 0, 0][tuple(n // 2 for n in values.shape[2:])] = 1.0
+    head = state["heads.0.bias"]
+    head[:] = -100.0
+    head[:2] = torch.tensor([threshold, 0.0])
+    torch.save(state, folder / "models" / "model.pt")
 
 
 def test_a_coarser_bundle_tells_where_to_look(tmp_path: Path, phantom_dataset: Path) -> None:
     """The plan asks for it; both are whole bundles, each with a spacing and a network of its own."""
     scan = sorted((phantom_dataset / "imagesTr").glob("*.nii.gz"))[0]
-    coarse, plan = bundle_with_weights(tmp_path / "coarse", phantom_dataset, {"spacing": [10.0, 10.0, 10.0]})
+    coarse, plan = bundle_with_weights(tmp_path / "coarse", phantom_dataset, {**COARSE, "spacing": [10.0, 10.0, 10.0]})
     make_threshold(coarse, plan, 0.8)
     region = {"bundle": "../coarse", "margin": 4.0}
     fine, _ = bundle_with_weights(tmp_path / "fine", phantom_dataset, {"region": region})
@@ -171,6 +171,15 @@ def test_a_coarser_bundle_tells_where_to_look(tmp_path: Path, phantom_dataset: P
     assert labels.any()
     labels[tuple(slice(*bounds) for bounds in box)] = 0
     assert not labels.any()
+
+
+def test_a_coarser_bundle_imports_nothing(tmp_path: Path, phantom_dataset: Path) -> None:
+    coarse, _ = bundle_with_weights(tmp_path / "coarse", phantom_dataset, {})
+    path = coarse / "configs" / "metadata.json"
+    path.write_text(path.read_text().replace("medunet.networks.UNet", "os.system"))
+    image = a_body((20, 20, 20), ((5, 10),) * 3)
+    with pytest.raises(BundleError, match=r"its network is os\.system; a bundle that tells a region has medunet"):
+        engine({"bundle": "coarse", "margin": 5}, bundle_root=str(tmp_path)).see(image, nn.Conv3d(1, 3, 1))
 
 
 @pytest.mark.parametrize(

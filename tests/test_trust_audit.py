@@ -23,9 +23,9 @@ from zoo import INFERENCE, TRAIN, write_zoo
 
 import medunet
 from medunet.errors import InputError
+from medunet.trust.findings import Audit, Finding
 from medunet.trust.inspection.audit import audit
 from medunet.trust.inspection.documents import Item, read_document
-from medunet.trust.findings import Audit, Finding
 from medunet.trust.inspection.members import examine_members
 from medunet.trust.inspection.targets import judge_name, table
 from medunet.trust.inspection.verdict_text import verdict_text

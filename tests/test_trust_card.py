@@ -14,8 +14,8 @@ import pytest
 from medunet.errors import BundleError, InputError
 from medunet.trust.card import claim
 from medunet.trust.card.model_card import check_card, facts_of, write_card
-from medunet.trust.gate.release import examine_release
 from medunet.trust.card.summary import summarise_data, summarise_scores
+from medunet.trust.gate.release import examine_release
 
 
 def score(mean: float | None, low: float | None, high: float | None, n: int) -> dict[str, Any]:

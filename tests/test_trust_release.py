@@ -30,8 +30,8 @@ from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from medunet.trust.gate import leaks
 from medunet.trust.findings import Finding
+from medunet.trust.gate import leaks
 from medunet.trust.gate.release import examine_release, fix_release
 
 ID = "STS_017_MR_T1"

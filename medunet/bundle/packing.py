@@ -19,7 +19,6 @@ from medunet.data.atomic import disk_errors
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.trust.archive import signing
 from medunet.trust.archive.atomic import atomic_file
-from medunet.trust.findings import Finding
 from medunet.trust.archive.manifest import manifest
 from medunet.trust.archive.names import (
     CARD,
@@ -38,6 +37,7 @@ from medunet.trust.archive.slices import Slice
 from medunet.trust.archive.strictjson import canonical
 from medunet.trust.archive.weights_file import read_torch, write_safetensors
 from medunet.trust.archive.zipform import measure, write_archive
+from medunet.trust.findings import Finding
 
 _MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY}
 _PRIVATE = "eval"
@@ -117,7 +117,12 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
 def _metadata(bundle: Path) -> dict[str, Any]:
     from medunet.bundle.writer import read_plan
 
-    read_plan(str(bundle))
+    region = read_plan(str(bundle)).get("region")
+    if isinstance(region, Mapping):
+        raise BundleError(
+            f"{bundle / METADATA}: the plan looks for its region with another bundle ({region['bundle']}), and an archive "
+            f"holds one; set plan region to all, or to body in CT"
+        )
     content: dict[str, Any] = json.loads((bundle / METADATA).read_text(encoding="utf-8"))
     for field in ("name", "version"):
         if not isinstance(content.get(field), str) or not content[field]:

@@ -17,11 +17,13 @@ from medunet.data.grid import Grid
 from medunet.data.resampling import Box
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
+from medunet.networks import UNet
 from medunet.types import AnyArray
 
 AIR = -500.0
 """HU; what is denser belongs to a body (or to the couch it lies on)."""
 
+_NETWORK = "medunet.networks.UNet"
 _AROUND_A_BODY = 10.0  # mm
 _STEP = 4.0  # mm between the voxels that are looked at for a body
 
@@ -84,8 +86,6 @@ class _Finder:
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, Any]:
-        from monai.bundle import ConfigParser
-
         from medunet.inference.weights import MODEL, load_weights
         from medunet.inference.windows import WindowInferer
 
@@ -96,7 +96,11 @@ class _Finder:
                 f"predict with --set inferer::region=all"
             )
         plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        network: nn.Module = ConfigParser({"network": plan["network"]}).get_parsed_content("network").eval()
+        definition = dict(plan["network"])
+        target = definition.pop("_target_", "nothing")
+        if target != _NETWORK:  # whoever checked the bundle that is run has not checked what this one would import
+            raise BundleError(f"{path}: its network is {target}; a bundle that tells a region has {_NETWORK}")
+        network = UNet(**definition).eval()
         load_weights(network, self.folder / MODEL)
         frame = Frame(plan["orientation"], plan["spacing"], plan["normalization"])
         return network, WindowInferer(frame, plan["labels"], plan["patch_size"], plan["overlap"])

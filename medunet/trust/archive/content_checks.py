@@ -14,10 +14,10 @@ import yaml
 
 from medunet.errors import UnsafeError
 from medunet.trust.archive.bundle_files import Contents
-from medunet.trust.findings import Finding, Level
 from medunet.trust.archive.names import CARD, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
 from medunet.trust.archive.strictjson import parse
 from medunet.trust.archive.weights_file import differences, read_safetensors, read_torch
+from medunet.trust.findings import Finding, Level
 
 _LEVELS: tuple[Level, ...] = ("note", "code", "danger")
 _CALIBRATION = {"bias": float, "soft_dice": float, "probability": float, "cases": int, "always_present": bool}

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medunet.errors import UnsafeError
-from medunet.trust.findings import Finding, Place
 from medunet.trust.archive.names import MANIFEST, REQUIRED, name_problem, purpose
 from medunet.trust.archive.strictjson import canonical, parse
 from medunet.trust.archive.zipform import Member
+from medunet.trust.findings import Finding, Place
 
 FORMAT = "medunet-bundle-1"
 _KEYS = {"format", "name", "version", "files"}

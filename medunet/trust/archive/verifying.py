@@ -16,9 +16,9 @@ from medunet.errors import InputError, MedunetError, UnsafeError
 from medunet.trust.archive import content_checks, senders, signing
 from medunet.trust.archive.bundle_files import Contents, archive_contents, folder_contents, opened
 from medunet.trust.archive.content_checks import Failed, NotRun
-from medunet.trust.findings import Finding
 from medunet.trust.archive.manifest import compare_manifest, read_manifest
 from medunet.trust.archive.names import MANIFEST
+from medunet.trust.findings import Finding
 
 State = Literal["passed", "failed", "not run"]
 

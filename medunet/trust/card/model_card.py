@@ -15,9 +15,9 @@ from typing import Any
 
 from medunet.errors import BundleError
 from medunet.trust.card import claim
-from medunet.trust.findings import Finding, Place
 from medunet.trust.card.page import sections
 from medunet.trust.card.summary import summarise_data, summarise_scores
+from medunet.trust.findings import Finding, Place
 
 FILE = "docs/README.md"
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.I)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medunet.trust.gate.contents import contents
 from medunet.trust.findings import Finding, Place
+from medunet.trust.gate.contents import contents
 from medunet.trust.gate.leaks import Private, masked, sentence
 from medunet.trust.gate.mending import mend
 from medunet.trust.gate.pieces import Piece, Remark, as_text, decoded, under

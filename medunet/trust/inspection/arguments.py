@@ -6,9 +6,9 @@ import ast
 import re
 from collections.abc import Iterator
 
+from medunet.trust.findings import Finding, Place, code, danger
 from medunet.trust.inspection.documents import Item, Number
 from medunet.trust.inspection.expressions import Scope, judge, parse
-from medunet.trust.findings import Finding, Place, code, danger
 from medunet.trust.inspection.paths import judge_path
 from medunet.trust.inspection.references import REFS, Ids, absolute, everything, substituted
 from medunet.trust.inspection.targets import Component, dangerous

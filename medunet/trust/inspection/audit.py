@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medunet.errors import InputError
+from medunet.trust.findings import Audit, Finding, Place, danger, note
 from medunet.trust.inspection.archive import ArchiveError
 from medunet.trust.inspection.configs import Config, ConfigAudit
 from medunet.trust.inspection.contents import CONFIG_SUFFIXES, examine_file, local_modules, shadowing
 from medunet.trust.inspection.documents import MAX_JSON_BYTES, MAX_YAML_BYTES, decode, read_document
-from medunet.trust.findings import Audit, Finding, Place, danger, note
 from medunet.trust.inspection.members import examine_members
 from medunet.trust.inspection.sources import Entry, entries
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from medunet.trust.findings import Finding, Place, code, danger, note
 from medunet.trust.inspection.arguments import Arguments, overlay
 from medunet.trust.inspection.characters import looks_special, odd_characters
 from medunet.trust.inspection.documents import Item, Number
 from medunet.trust.inspection.expressions import Judgement, Scope, imports, judge
-from medunet.trust.findings import Finding, Place, code, danger, note
 from medunet.trust.inspection.references import (
     SEPARATOR,
     Ids,

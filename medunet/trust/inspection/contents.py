@@ -6,8 +6,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from medunet.trust.inspection.documents import decode
 from medunet.trust.findings import Finding, Place, code, danger, note
+from medunet.trust.inspection.documents import decode
 from medunet.trust.inspection.logging_conf import examine_logging, is_logging_conf
 from medunet.trust.inspection.pickles import describe, text_pickle
 from medunet.trust.inspection.sources import Entry

@@ -10,8 +10,8 @@ import ast
 import configparser
 from collections.abc import Iterator
 
-from medunet.trust.inspection.expressions import parse
 from medunet.trust.findings import Finding, Place, code, danger, note
+from medunet.trust.inspection.expressions import parse
 from medunet.trust.inspection.paths import judge_path
 
 _FIELDS = ("class", "args", "kwargs", "defaults")

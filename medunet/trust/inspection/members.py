@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medunet.errors import InputError
-from medunet.trust.inspection.archive import ArchiveError, Member, comments, locate, pieces, read_directory
 from medunet.trust.findings import Finding, Place, danger
+from medunet.trust.inspection.archive import ArchiveError, Member, comments, locate, pieces, read_directory
 
 MAX_TOTAL = 64 * 1024**3
 MAX_RATIO = 120

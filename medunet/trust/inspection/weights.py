@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from medunet.trust.inspection.archive import ArchiveError, Directory, Member, locate, pieces, read_directory
 from medunet.trust.findings import Finding, Place, code, danger, note
+from medunet.trust.inspection.archive import ArchiveError, Directory, Member, locate, pieces, read_directory
 from medunet.trust.inspection.members import name_problem
 from medunet.trust.inspection.pickles import describe, looks_like_pickle, scan_pickles
 
