@@ -7,6 +7,7 @@
     ├── PlanError                a plan that cannot be made, or a hand edit that does not fit
     ├── BundleError              a bundle that is incomplete or a config that does not resolve
     ├── NetworkError             a network or an input size that does not fit it
+    ├── TrainingError            a run that cannot go on as it is
     ├── ResourceError            memory or disk ran out
     ├── MismatchError            an input that the model was not trained for (``--force`` overrides)
     ├── PartialFailureError      exit code 1: some cases failed, the others are done
@@ -46,6 +47,10 @@ class BundleError(MedunetError):
 
 class NetworkError(MedunetError, ValueError):
     """A network definition or an input size that does not fit."""
+
+
+class TrainingError(MedunetError):
+    """A training run that cannot go on as it is."""
 
 
 class ResourceError(MedunetError):

@@ -16,12 +16,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from torch import nn
 
 from medunet import verbs
 from medunet.bundle.running import load_workflow
-from medunet.errors import BundleError, DatasetError, MedunetError
-from medunet.training import Budget, CaseSampler, CutPatch, DiceCE, FoldCases, Schedule
+from medunet.errors import BundleError, DatasetError, MedunetError, TrainingError
+from medunet.training import (
+    Budget,
+    CaseSampler,
+    CutPatch,
+    DiceCE,
+    FoldCases,
+    Guards,
+    Schedule,
+    WeightAverage,
+    twin,
+)
 from medunet.training.entry import Entry, write_entry
 
 
@@ -195,10 +206,58 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(planned_bundle: Path, tm
         trainer.run()
     assert torch.load(broken / "models" / "checkpoint_last.pt", weights_only=True)["epoch"] == 2
     verbs.train(broken, 0, {**values, "resume": True, "train::dataloader::num_workers": 1})
-    first, second = (
-        torch.load(b / "models" / "checkpoint_last.pt", weights_only=True)["model"] for b in (whole, broken)
-    )
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (torch.load(b / "models" / "checkpoint_last.pt", weights_only=True) for b in (whole, broken))
+    for part in ("model", "average"):
+        assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
+
+
+@given(st.integers(1, 5000), st.floats(0, 0.5))
+def test_an_average_forgets_its_beginning_and_then_looks_back_over_a_share(total: int, share: float) -> None:
+    average = WeightAverage(nn.Linear(1, 1), nn.Linear(1, 1), share)
+    decays = [average.decay(step, total) for step in range(1, min(total, 300) + 1)]
+    assert decays == sorted(decays)
+    assert all(0 <= decay < 1 for decay in decays)
+    assert decays[-1] <= max(0.0, 1 - 1 / max(1.0, share * total))
+
+
+def test_the_average_is_that_of_the_weights() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    other = twin(network, torch.device("cpu"))
+    average = WeightAverage(network, other)
+    first = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights.add_(1.0)
+    network[1].num_batches_tracked.add_(3)
+    average.update(0.75)
+    kept = other.state_dict()
+    assert torch.allclose(kept["0.weight"], first["0.weight"] + 0.25)
+    assert int(kept["1.num_batches_tracked"]) == 3
+    with pytest.raises(BundleError, match=r"averaged over is 1\.5; give 0 to below 1"):
+        WeightAverage(network, other, 1.5)
+
+
+def test_gradients_are_shortened_and_a_broken_loss_ends_the_run(planned_bundle: Path, tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    Guards(optimizer, 2.0).attach(Engine(lambda engine, batch: None))
+    weight.grad = torch.tensor([30.0, 0.0, 40.0])
+    optimizer.step()
+    assert torch.allclose(weight.detach(), torch.tensor([-1.2, 0.0, -1.6]), atol=1e-4)
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    trainer = load_workflow(bundle, "train.yaml", "train", values).parser.get_parsed_content("train::trainer")
+
+    def spoil() -> None:
+        with torch.no_grad():
+            next(trainer.network.parameters()).fill_(torch.nan)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), spoil)
+    with pytest.raises(TrainingError, match=r"step 5: the loss is not a number, the checkpoints are from before"):
+        trainer.run()
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["epoch"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
 
 
 def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def _metadata(bundle: Path) -> dict[str, Any]:
     region = read_plan(str(bundle)).get("region")
     if isinstance(region, Mapping):
         raise BundleError(
-            f"{bundle / METADATA}: the plan looks for its region with another bundle ({region['bundle']}), and an archive "
-            f"holds one; set plan region to all, or to body in CT"
+            f"{bundle / METADATA}: the plan looks for its region with another bundle ({region['bundle']}), and an "
+            f"archive holds one; set plan region to all, or to body in CT"
         )
     content: dict[str, Any] = json.loads((bundle / METADATA).read_text(encoding="utf-8"))
     for field in ("name", "version"):

@@ -240,6 +240,7 @@ class WindowInferer(Inferer):
                 except StopIteration as done:
                     results[number] = done.value
                     del asked[number]
+            del logits, answers, answer  # before the next ones are made
         return [results[number] for number in range(len(runs))]
 
     def _logits(self, batch: Tensor, backend: Backend) -> Tensor:
@@ -247,18 +248,22 @@ class WindowInferer(Inferer):
         axes = self.mirror_axes
         flips = [[axis + 2 for axis in f] for n in range(1, len(axes) + 1) for f in combinations(axes, n)]
         total = self._forward(batch, backend)
+        if not flips:
+            return total
+        total = total.clone()  # a backend's logits last until its next call
         for dims in flips:
             total = total + self._forward(batch.flip(dims), backend).flip(dims)
-        return total / (1 + len(flips)) if flips else total
+        return total / (1 + len(flips))
 
     def _forward(self, batch: Tensor, backend: Backend) -> Tensor:
         """Logits of (n, channels, *window), in smaller batches when memory runs out."""
         size = self._batch(backend.device)
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
-            part = batch[first : first + size].to(backend.device, non_blocking=True)
+            part = _sent(batch[first : first + size], backend.device)
             try:
-                done.append(backend(part[..., 0])[..., None] if self.flat else backend(part))
+                logits = backend(part[..., 0])[..., None] if self.flat else backend(part)
+                done.append(logits if len(part) == len(batch) else logits.clone())  # they last until the next call
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -269,6 +274,11 @@ class WindowInferer(Inferer):
                     ) from error
                 self.batch_size = size = size // 2
         return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch, self._margin)
+
+
+def _sent(windows: Tensor, device: torch.device) -> Tensor:
+    """Windows on a device; to CUDA from pinned memory, without waiting for the copy."""
+    return windows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else windows.to(device)
 
 
 class _Function:

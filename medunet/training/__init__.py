@@ -1,11 +1,13 @@
 """Training under MONAI's and Ignite's engines: data, losses, schedule and handlers."""
 
 from medunet.training.augment import Augmentation
+from medunet.training.average import WeightAverage, twin
 from medunet.training.border import BorderWeightsd
 from medunet.training.budget import Budget
 from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
 from medunet.training.distributed import distribute, leave, local_device
+from medunet.training.guards import Guards
 from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
 from medunet.training.losses import (
@@ -39,6 +41,7 @@ __all__ = [
     "DiceHausdorff",
     "FoldCases",
     "GeneralizedDice",
+    "Guards",
     "Jaccard",
     "Log",
     "PatchLoader",
@@ -50,8 +53,10 @@ __all__ = [
     "StoredPatches",
     "Tversky",
     "Validation",
+    "WeightAverage",
     "WeightedCE",
     "distribute",
     "leave",
     "local_device",
+    "twin",
 ]

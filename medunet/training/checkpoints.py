@@ -18,14 +18,16 @@ LAST = "models/checkpoint_last.pt"
 
 
 class Checkpoints:
-    """Keep ``models/model.pt`` (plain state dict, best so far) and ``models/checkpoint_last.pt`` (to resume from).
+    """Keep ``models/model.pt`` (averaged weights, best so far) and ``models/checkpoint_last.pt`` (to resume from).
 
     Files are replaced whole: one that was cut while being written never takes the place of a good one. Both load with
     ``weights_only=True``.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, bundle_root: str, resume: bool = False) -> None:
-        self.network, self.optimizer, self.resume = network, optimizer, resume
+    def __init__(
+        self, network: nn.Module, average: nn.Module, optimizer: Optimizer, bundle_root: str, resume: bool = False
+    ) -> None:
+        self.network, self.average, self.optimizer, self.resume = network, average, optimizer, resume
         self.model, self.last = Path(bundle_root) / MODEL, Path(bundle_root) / LAST
         self.best: dict[str, Any] = {"dice": None, "step": 0}
         self.steps_saved = -1
@@ -46,6 +48,7 @@ class Checkpoints:
             return
         content = {
             "model": weights_of(self.network),
+            "average": weights_of(self.average),
             "optimizer": self.optimizer.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -62,7 +65,7 @@ class Checkpoints:
         best = self.best["dice"]
         better = dice is not None and (best is None or dice > best)
         if (better or not self.model.is_file()) and is_main_process():
-            write_with(self.model, lambda path: torch.save(weights_of(self.network), path))
+            write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
         if better:
             self.best = {"dice": dice, "step": step}
         return better
@@ -70,7 +73,7 @@ class Checkpoints:
     def save_if_none(self) -> None:
         """Leave a usable model when a run ends before its first validation."""
         if self.best["dice"] is None and is_main_process():
-            write_with(self.model, lambda path: torch.save(weights_of(self.network), path))
+            write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
 
     def _restore(self, engine: Engine) -> None:
         if not self.last.is_file():
@@ -78,6 +81,7 @@ class Checkpoints:
         state = read_state(self.last)
         try:
             plain(self.network).load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error

@@ -47,11 +47,12 @@ class OpenVinoBackend:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""
-        done = [self._one(window) for window in torch.split(windows, 1)]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        if len(windows) == 1:
+            return self._one(windows)
+        return torch.cat([self._one(window).clone() for window in torch.split(windows, 1)])
 
     def _one(self, window: Tensor) -> Tensor:
-        results = self.request.infer({0: window.contiguous().numpy()}, share_inputs=True, share_outputs=False)
+        results = self.request.infer({0: window.contiguous().numpy()}, share_inputs=True, share_outputs=True)
         return torch.from_numpy(results[0])
 
     def _convert(self, network: nn.Module, example: Tensor) -> Files:
