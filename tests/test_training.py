@@ -194,6 +194,44 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
 
 
+def test_a_finished_run_is_extended_only_when_that_is_asked(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    last = bundle / "models" / "checkpoint_last.pt"
+    values = {"quiet": True, "resume": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    before = torch.load(last, weights_only=True)
+    verbs.train(bundle, 0, values)
+    again = torch.load(last, weights_only=True)
+    assert (again["iteration"], again["cycle"]) == (6, 0)
+    assert all(torch.equal(before["model"][key], again["model"][key]) for key in before["model"])
+    workflow = load_workflow(bundle, "train.yaml", "train", {**values, "more": True})
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+    rates: list[float] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    after = torch.load(last, weights_only=True)
+    assert (after["iteration"], after["epoch"], after["cycle"]) == (12, 4, 6)
+    assert rates[0] == pytest.approx(0.5 * 0.002)
+    assert rates == sorted(rates, reverse=True)
+    assert json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["cases"]
+    torch.save({**after, "max_epochs": 5}, last)  # broken off in the extension: it is finished first
+    verbs.train(bundle, 0, {**values, "more": True})
+    assert torch.load(last, weights_only=True)["epoch"] == 5
+
+
+def test_a_run_killed_between_training_and_validation_repeats_both(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 3, "store": str(tmp_path / "store")}
+    workflow = load_workflow(bundle, "train.yaml", "train", values)
+    evaluator = workflow.parser.get_parsed_content("validate::evaluator")
+    evaluator.add_event_handler(Events.STARTED(once=2), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        workflow.parser.get_parsed_content("train::trainer").run()
+    assert torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)["epoch"] == 1
+    verbs.train(bundle, 0, {**values, "resume": True})
+    rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["event"] == "validate"] == [1, 2, 3]
+
+
 def test_a_run_that_was_killed_ends_in_the_same_weights(planned_bundle: Path, tmp_path: Path) -> None:
     """One run trains four epochs; its twin breaks off in the third and goes on from the checkpoint."""
     whole, broken = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "broken"))

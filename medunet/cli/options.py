@@ -130,7 +130,7 @@ def train_options(
     """MONAI overrides for a training run."""
     _one_duration(duration)
     minutes, epochs = duration
-    overrides: dict[str, Any] = {"resume": resume}
+    overrides: dict[str, Any] = {"resume": resume, "more": resume and duration != (None, None)}
     if minutes is not None:
         overrides["minutes"] = minutes
     if epochs is not None:

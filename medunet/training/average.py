@@ -11,7 +11,7 @@ from torch import nn
 
 from medunet.errors import BundleError
 from medunet.training.checkpoints import plain
-from medunet.training.schedule import total_steps
+from medunet.training.schedule import first_step, total_steps
 
 
 def twin(network: nn.Module, device: torch.device) -> nn.Module:
@@ -44,7 +44,8 @@ class WeightAverage:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        self.update(self.decay(engine.state.iteration, total_steps(engine)))
+        first = first_step(engine)
+        self.update(self.decay(engine.state.iteration - first, total_steps(engine) - first))
 
     def decay(self, step: int, total: int) -> float:
         """How much of the average is kept at a step counted from 1."""

@@ -19,6 +19,7 @@ from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
+from medunet.training.schedule import first_step
 
 _VALIDATION_SHARE = 0.06  # of the time, for validations before the last
 _MARGIN = 0.97  # of what is left goes to training steps
@@ -43,6 +44,7 @@ class Budget:
     Without `minutes` the trainer's ``max_epochs`` holds; a resumed run keeps the number of its checkpoint.
 
     Args:
+        more: a finished run that is resumed goes on for `minutes`, or ``max_epochs``, more; the schedule begins anew.
         validations: how often to validate before the end of the run; fewer when they would take over 6% of the time.
     """
 
@@ -54,10 +56,13 @@ class Budget:
         minutes: float | None = None,
         validations: int = 10,
         resume: bool = False,
+        more: bool = False,
     ) -> None:
         if minutes is not None and minutes <= 0:
             raise BundleError(f"minutes is {minutes}; give a positive number")
-        self.dataset, self.validator, self.log, self.resume = dataset, validator, log, resume
+        self.dataset, self.validator, self.log, self.resume, self.more = dataset, validator, log, resume, more
+        self._epochs = 0  # that the config asks for
+        self._fitted = False
         self.seconds = None if minutes is None else 60.0 * float(minutes)
         self.validations, self.interval = int(validations), 1
         self.start = time.monotonic()
@@ -67,6 +72,7 @@ class Budget:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
+        self._epochs = int(engine.state.max_epochs or 1)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._note_time)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
@@ -75,14 +81,29 @@ class Budget:
 
     def _start(self, engine: Engine) -> None:
         self.dataset.prepare(self.log.preparing)
-        if self.seconds is not None and not self.resume:
+        if self.resume and self.more:
+            self._extend(engine)
+        elif self.seconds is not None and not self.resume:
             self._fit(engine, self.measure(engine))
         begin = getattr(engine.data_loader.sampler, "begin", None)
         if begin is not None:  # not where an overlay put another sampler
             begin(int(engine.state.iteration))
-        self.interval = max(1, -(-int(engine.state.max_epochs or 1) // max(1, self.validations)))
+        ahead = int(engine.state.max_epochs or 1) - first_step(engine) // int(engine.state.epoch_length or 1)
+        self.interval = max(1, -(-ahead // max(1, self.validations)))
         self.log.plan(engine, self.interval)
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
+
+    def _extend(self, engine: Engine) -> None:
+        """Let a finished run go on; one that is not is finished first."""
+        epoch, last = int(engine.state.epoch), int(engine.state.max_epochs or 0)
+        if epoch < last:
+            self.log.say(f"the run is not finished: it goes on to epoch {last}; extend it after that")
+            return
+        engine.state.cycle = int(engine.state.iteration)
+        steps, length = self._epochs * int(engine.state.epoch_length or 1), int(engine.state.epoch_length or 1)
+        if self.seconds is not None:
+            steps = self._steps(engine, self.measure(engine))
+        engine.state.max_epochs, self.validations = agree(epoch + max(1, round(steps / length)), self.validations)
 
     def measure(self, trainer: Any) -> Pace:
         """Time training steps on a copy of the network and the validation of two cases."""
@@ -92,6 +113,15 @@ class Budget:
         return Pace(step, case)
 
     def _fit(self, engine: Engine, pace: Pace) -> None:
+        steps = self._steps(engine, pace)
+        epochs = max(1, round(steps / int(engine.state.epoch_length or 1)))
+        length = max(1, steps // epochs)
+        engine.state.max_epochs, engine.state.epoch_length, self.validations = agree(epochs, length, self.validations)
+
+    def _steps(self, engine: Engine, pace: Pace) -> int:
+        """How many training steps fit into the time that is left, beside validations and scores."""
+        self._fitted = True
+        self.log.calibrated(pace, engine)
         cases = len(self.validator.data_loader)
         left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
         validation = cases * pace.case
@@ -99,17 +129,13 @@ class Budget:
         self.reserve = validation + cases * _SCORING_SECONDS + 2 * min(cases, MOST_CASES) * pace.case
         allowed = int(_VALIDATION_SHARE * left / validation) if validation else self.validations
         self.validations = max(0, min(self.validations, allowed))
-        steps = int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
-        epochs = max(1, round(steps / int(engine.state.epoch_length or 1)))
-        length = max(1, steps // epochs)
-        engine.state.max_epochs, engine.state.epoch_length, self.validations = agree(epochs, length, self.validations)
-        self.log.calibrated(pace, engine)
+        return int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
 
     def _note_time(self, engine: Engine) -> None:
         self._epoch_started = time.monotonic()
 
     def _keep_pace(self, engine: Engine) -> None:
-        if self.seconds is None or self.resume or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
+        if self.seconds is None or not self._fitted or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             return
         now = time.monotonic()
         last = now - self._epoch_started

@@ -21,7 +21,8 @@ class Checkpoints:
     """Keep ``models/model.pt`` (averaged weights, best so far) and ``models/checkpoint_last.pt`` (to resume from).
 
     Files are replaced whole: one that was cut while being written never takes the place of a good one. Both load with
-    ``weights_only=True``.
+    ``weights_only=True``. An epoch's checkpoint is written after its validation, so that a run that is killed between
+    them repeats both.
     """
 
     def __init__(
@@ -30,21 +31,23 @@ class Checkpoints:
         self.network, self.average, self.optimizer, self.resume = network, average, optimizer, resume
         self.model, self.last = Path(bundle_root) / MODEL, Path(bundle_root) / LAST
         self.best: dict[str, Any] = {"dice": None, "step": 0}
-        self.steps_saved = -1
+        self.since_best = 0
+        """Validations since the best."""
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
 
     def _start(self, engine: Engine) -> None:
+        engine.state.cycle = 0
         if self.resume:
             self._restore(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)  # behind all others
 
     def save_last(self, engine: Engine) -> None:
-        """Write the state to resume from; nothing when this step is saved already."""
-        if engine.state.iteration == self.steps_saved or not is_main_process():
+        """Write the state to resume from."""
+        if not is_main_process():
             return
         content = {
             "model": weights_of(self.network),
@@ -54,11 +57,12 @@ class Checkpoints:
             "iteration": engine.state.iteration,
             "max_epochs": engine.state.max_epochs,
             "epoch_length": engine.state.epoch_length,
+            "cycle": engine.state.cycle,
             "best": self.best,
+            "since_best": self.since_best,
             "rng": torch.get_rng_state(),
         }
         write_with(self.last, lambda path: torch.save(content, path))
-        self.steps_saved = engine.state.iteration
 
     def offer(self, dice: float | None, step: int) -> bool:
         """Write ``model.pt`` when `dice` is the best so far (or none is there yet); tell whether it was."""
@@ -66,6 +70,7 @@ class Checkpoints:
         better = dice is not None and (best is None or dice > best)
         if (better or not self.model.is_file()) and is_main_process():
             write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
+        self.since_best = 0 if better else self.since_best + 1
         if better:
             self.best = {"dice": dice, "step": step}
         return better
@@ -87,7 +92,7 @@ class Checkpoints:
             raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
-        self.best, self.steps_saved = state["best"], state["iteration"]
+        engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         torch.set_rng_state(state["rng"])
 
 

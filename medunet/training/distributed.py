@@ -46,6 +46,16 @@ def agree(*numbers: int) -> list[int]:
     return values
 
 
+def any_asks(asked: bool) -> bool:
+    """Whether any process asks; the same in all of them, so that they stop at the same step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return asked
+    cuda = torch.distributed.get_backend() == "nccl"
+    flag = torch.tensor([int(asked)], device="cuda" if cuda else "cpu")
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def cores() -> int:
     """CPU cores that this process may use: its share, where torchrun started several on this machine."""
     all_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from medunet.errors import BundleError
 
+_AGAIN = 0.5  # of the peak, when a finished run is extended: enough to move on, and what was learnt is kept
+
 
 class Schedule:
     """Set the learning rate before each step; the run's length is read from the trainer, so overrides stay consistent.
@@ -31,7 +33,10 @@ class Schedule:
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        factor = self.factor(engine.state.iteration - 1, total_steps(engine))
+        first = first_step(engine)
+        factor = self.factor(engine.state.iteration - 1 - first, total_steps(engine) - first)
+        if first:
+            factor *= _AGAIN
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 
@@ -44,6 +49,11 @@ class Schedule:
         if self.decay == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return (1 - done) ** 0.9 if self.decay == "poly" else 1.0
+
+
+def first_step(engine: Any) -> int:
+    """The step that the schedule begins at: 0, or where a finished run was extended (warm restart, SGDR)."""
+    return int(getattr(engine.state, "cycle", 0))
 
 
 def total_steps(engine: Any) -> int:

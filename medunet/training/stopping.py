@@ -9,6 +9,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ResourceError
 from medunet.inference.windows import is_out_of_memory
+from medunet.training.distributed import any_asks
 from medunet.training.loading import refuse_lost_worker
 from medunet.training.log import Log
 from medunet.training.validate import Validation
@@ -41,7 +42,7 @@ class Stopping:
         self.log.say("stopping after this step (Ctrl-C again stops at once)")
 
     def _check(self, engine: Engine) -> None:
-        if self._asked:
+        if any_asks(self._asked):
             self.validation.stopped = True
             engine.terminate()
 

@@ -19,6 +19,7 @@ from medunet.evaluation import metrics, report, scores
 from medunet.training.budget import Budget
 from medunet.training.calibrating import calibrate
 from medunet.training.checkpoints import Checkpoints, is_main_process, plain
+from medunet.training.distributed import agree
 from medunet.training.log import Log
 
 
@@ -107,7 +108,6 @@ class Validation:
     ) -> None:
         self.validator, self.metric, self.budget = validator, metric, budget
         self.checkpoints, self.log, self.plan, self.patience = checkpoints, log, plan, int(patience)
-        self.since_best = 0
         self.stopped = False
 
     def attach(self, engine: Engine) -> None:
@@ -117,19 +117,19 @@ class Validation:
 
     def _between(self, engine: Engine) -> None:
         epoch, last = int(engine.state.epoch), int(engine.state.max_epochs or 0)
-        if epoch >= last or epoch % self.budget.interval or not is_main_process():
+        if epoch >= last or epoch % self.budget.interval:
             return
-        self.since_best = 0 if self._run(engine) else self.since_best + 1
-        if self.patience and self.since_best >= self.patience:
+        if is_main_process():
+            self._run(engine)
+        if self.patience and agree(self.checkpoints.since_best)[0] >= self.patience:
             self.log.say(f"no new best in {self.patience} validations: stopped early")
             engine.terminate()
 
-    def _run(self, engine: Engine) -> bool:
+    def _run(self, engine: Engine) -> None:
         self.validator.run(int(engine.state.epoch))
         dice = float(self.validator.state.metrics["dice"])
         best = self.checkpoints.offer(dice, engine.state.iteration)
         self.log.validated(engine, dice, self.metric.class_means(), best)
-        return best
 
     def _final(self, engine: Engine) -> None:
         if not is_main_process():

@@ -18,8 +18,8 @@ class Backend(Protocol):
 
     `name` is what is shown and stored; `device` is where windows are wanted and logits come out.
 
-    Shapes: (n, channels, *window) float32 on `device` -> (n, classes, *window) float32 on `device`; n varies. Logits may
-    be changed in place, and are those of the next call after it.
+    Shapes: (n, channels, *window) float32 on `device` -> (n, classes, *window) float32 on `device`; n varies. Logits
+    may be changed in place, and are those of the next call after it.
     """
 
     name: str
