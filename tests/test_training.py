@@ -34,6 +34,7 @@ from medunet.training import (
     twin,
 )
 from medunet.training.entry import Entry, write_entry
+from medunet.training.initial import merged
 
 
 def stored(folder: Path, label: np.ndarray) -> Entry:
@@ -375,3 +376,37 @@ def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp
 def test_a_vanished_dataset_says_how_to_give_its_new_place(planned_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="dataset folder is missing; give its new place with --set dataset_dir=PATH"):
         verbs.train(planned_bundle, 0, {"quiet": True, "dataset_dir": str(tmp_path / "gone"), "device::name": "cpu"})
+
+
+def test_weights_of_another_bundle_are_taken_over_as_far_as_they_fit(
+    planned_bundle: Path, trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"device::name": "cpu", "init": str(trained_bundle), "train::trainer::max_epochs": 1, "optimizer::lr": 0.0}
+    verbs.train(bundle, 0, {**values, "optimizer::weight_decay": 0.0})
+    first, second = (torch.load(b / "models" / "model.pt", weights_only=True) for b in (trained_bundle, bundle))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert f"{len(first)} of {len(first)} tensors are those of {trained_bundle}" in capsys.readouterr().out
+    with pytest.raises(BundleError, match=r"model\.pt: is missing; train the bundle first"):
+        verbs.train(bundle, 0, {**values, "init": str(planned_bundle)})
+
+
+def test_outputs_follow_the_names_of_classes() -> None:
+    own = {
+        "body.weight": torch.zeros(4, 2),
+        "head.weight": torch.zeros(3, 4),
+        "head.bias": torch.zeros(3),
+        "x": torch.zeros(5),
+    }
+    other = {
+        "body.weight": torch.ones(4, 2),
+        "head.weight": torch.arange(8.0).reshape(2, 4),
+        "head.bias": torch.tensor([1.0, 2.0]),
+    }
+    taken = merged(own, other, ["background", "tumour", "liver"], ["background", "liver"])
+    assert set(taken) == {"body", "heads.0.w", "heads.0.b"}
+    assert taken["heads.0.b"][0].tolist() == [1.0, 0.0, 2.0]
+    assert taken["heads.0.w"][0].tolist() == [[0.0, 1.0, 2.0, 3.0], [0.0] * 4, [4.0, 5.0, 6.0, 7.0]]
+    assert taken["heads.0.w"][1] == "only background, liver"
+    swapped = merged({"heads.0.b": torch.zeros(2)}, {"heads.0.b": bias}, ["a", "b"], ["b", "a"])
+    assert swapped["heads.0.b"][0].tolist() == [2.0, 1.0]

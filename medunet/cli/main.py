@@ -92,6 +92,9 @@ def train(
     minutes: Minutes = None,
     epochs: Epochs = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="BUNDLE", help="begin with the weights of another bundle")
+    ] = None,
     device: Device = "auto",
     settings: Set = None,
 ) -> None:
@@ -99,6 +102,8 @@ def train(
     from medunet import verbs
 
     overrides = options.train_options((minutes, epochs), resume, device, settings or [])
+    if init is not None:
+        overrides["init"] = str(init.resolve())
     overrides.setdefault("quiet", state.quiet)
     for path in verbs.train(bundle, options.fold(fold), overrides):
         state.scores(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,7 @@ def write_report(
     reasons: Mapping[str, str] | None = None,
     log: Sequence[Mapping[str, Any]] | None = None,
     base: Path | None = None,
+    samples: bytes | None = None,
 ) -> None:
     """Write the report of `scores` to `output`.
 
@@ -35,6 +37,7 @@ def write_report(
         plan: the plan block of a bundle, with `reasons` per key.
         log: rows of ``log.jsonl`` for the learning curves.
         base: folder that relative picture paths in `scores` start from.
+        samples: PNG of augmented training patches.
 
     The pictures of at most 60 cases are drawn, the worst ones.
     """
@@ -56,6 +59,7 @@ def write_report(
         pictures=_pictures(cases, scores, names, plan, base),
         boxes=_boxes(cases, names),
         curves=_curves(log or [], names),
+        samples=None if samples is None else base64.b64encode(samples).decode(),
         scatter=_scatter(cases, names),
         plan_rows=_plan_rows(plan or {}, reasons or {}),
         most=MOST_PICTURES,

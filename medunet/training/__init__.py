@@ -8,6 +8,7 @@ from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
 from medunet.training.distributed import distribute, leave, local_device
 from medunet.training.guards import Guards
+from medunet.training.initial import InitialWeights
 from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
 from medunet.training.losses import (
@@ -42,6 +43,7 @@ __all__ = [
     "FoldCases",
     "GeneralizedDice",
     "Guards",
+    "InitialWeights",
     "Jaccard",
     "Log",
     "PatchLoader",

@@ -129,12 +129,12 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
         cut = self.cut.draw(generator, self.store.entry(item))
         draw = self.augment.draw(generator)
         extent = (*draw.extent, 1) if self.cut.flat else draw.extent
-        region = to_tensors(*self._read(item, cut.box(extent)), self.cut.flat)
+        region = to_tensors(*self.read(item, cut.box(extent)), self.cut.flat)
         image, label = self.augment.apply(draw, *region)
         patch = {"image": image, "label": label}
         return patch if self.finish is None else self.finish(patch)
 
-    def _read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
+    def read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
         """Image and label of a box that may reach beyond the volume."""
         if self.border == "constant":
             return self.store.read(item, box)

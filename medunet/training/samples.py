@@ -13,13 +13,16 @@ from torch import Tensor
 
 from medunet.evaluation.pictures import COLOURS
 from medunet.training.augment import Augmentation
+from medunet.training.cases import StoredPatches
 from medunet.training.draws import Draw
+from medunet.training.patches import CutPatch, to_tensors
 from medunet.types import AnyArray
 
 _PLANES = ((0, 1, 2, "x-y"), (0, 2, 1, "x-z"), (1, 2, 0, "y-z"))
 _INK, _PAPER = "#1c2430", "#ffffff"
 _HEIGHT = 1.5  # inches of a picture
 _WIDEST = 2.6  # times its height
+_AROUND = 0.7  # of a patch, read on either side of it for draws that need more
 
 
 def sample_page(augmentation: Augmentation, image: Tensor, label: Tensor, count: int = 6, seed: int = 0) -> bytes:
@@ -44,6 +47,17 @@ def sample_page(augmentation: Augmentation, image: Tensor, label: Tensor, count:
     captions = ["as it is", *(draw.caption() for draw in draws[1:])]
     rows = [(one[0].cpu().numpy(), classes[0].cpu().numpy()) for one, classes in patches]
     return _page(rows, captions, augmentation.spacing, window)
+
+
+def page_of(patches: StoredPatches, count: int = 5) -> bytes | None:
+    """The page of a training set's first case, around one of its labelled voxels; None for another augmentation."""
+    if not isinstance(patches.augment, Augmentation) or not len(patches.data):
+        return None
+    item, size = patches.data[0], patches.cut.size
+    middle = CutPatch(patches.augment.patch, foreground=1.0).draw(np.random.default_rng(0), patches.store.entry(item))
+    wide = tuple(n if n == 1 else n + 2 * round(_AROUND * n) for n in size)
+    region = to_tensors(*patches.read(item, middle.box(wide)), patches.cut.flat)
+    return sample_page(patches.augment, *region, count=count, seed=patches.seed)
 
 
 def changing_draws(augmentation: Augmentation, count: int, seed: int) -> list[Draw]:

@@ -21,6 +21,7 @@ from medunet.training.calibrating import calibrate
 from medunet.training.checkpoints import Checkpoints, is_main_process, plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
+from medunet.training.samples import page_of
 
 
 class CaseScores:
@@ -140,21 +141,25 @@ class Validation:
         self.metric.full, self.metric.folder = True, self.log.folder / "predictions"
         self._run(engine)
         self.checkpoints.save_last(engine)
-        write_fold(self.log, self.metric, self.plan, {"weights": "final", "best": dict(self.checkpoints.best)})
+        facts = {"weights": "final", "best": dict(self.checkpoints.best)}
+        write_fold(self.log, self.metric, self.plan, facts, page_of(self.budget.dataset))
         network, cases = plain(self.checkpoints.network), self.validator.data_loader.dataset
         calibrate(self.validator.inferer, network, cases, self.metric.labels, self.checkpoints.model, self.log.fold)
 
 
-def write_fold(log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Write ``scores.json`` and ``report.html`` of a fold."""
+def write_fold(
+    log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any], samples: bytes | None
+) -> None:
+    """Write ``scores.json`` and ``report.html`` of a fold; `samples`: a PNG of augmented patches."""
     content = scores.summarise(metric.cases, metric.labels, dict(extra))
     scores.write_scores(log.folder / "scores.json", content)
     log.write("scores", dice=content["summary"]["dice"]["mean"])
     title = f"{plan['name']}, {log.folder.name.replace('_', ' ')}"
     values = {key: value for key, value in plan.items() if key != "reasons"}
     report.write_report(
-        content, log.folder / "report.html", title=title, plan=values, reasons=plan["reasons"], log=log.rows()
-    )
+        content, log.folder / "report.html",
+        title=title, plan=values, reasons=plan["reasons"], log=log.rows(), samples=samples,
+    )  # fmt: skip
 
 
 class ScoresWriter:

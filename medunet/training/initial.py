@@ -1,0 +1,107 @@
+"""Begin with the weights of another bundle: to correct a model with new cases, or to fine-tune it for others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from medunet.errors import BundleError
+from medunet.inference.weights import MODEL, read_state
+from medunet.training.checkpoints import plain
+from medunet.training.log import Log
+
+_OUTPUTS = "heads."  # of our U-Nets; those of other networks are taken over whole or not at all
+_NAMED = 4  # tensors that are named one by one
+
+
+class InitialWeights:
+    """Take over what fits of another bundle's weights when a run starts; a run that is resumed has its own.
+
+    Tensors of the same name and shape are taken as they are. Where the classes of both bundles differ, the outputs of
+    those with the same name are taken over and the others keep their random beginning.
+
+    Args:
+        bundle: folder of the other bundle; null or empty: begin at random.
+        labels: this plan's labels, in the order of the outputs.
+
+    Raises:
+        BundleError: (when the run starts) it has no weights, or none of them fits.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        average: nn.Module,
+        log: Log,
+        labels: Mapping[str, int],
+        bundle: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.network, self.average, self.log, self.labels = network, average, log, list(labels)
+        self.folder = Path(bundle) if bundle and not resume else None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self, engine: Engine) -> None:
+        if self.folder is None:
+            return
+        own, other = plain(self.network).state_dict(), read_state(self.folder / MODEL)
+        taken = merged(own, other, self.labels, _labels_of(self.folder))
+        if not taken:
+            raise BundleError(f"{self.folder / MODEL}: no tensor fits this plan's network; plan with the same network")
+        for network in (plain(self.network), self.average):
+            network.load_state_dict({**own, **{name: values for name, (values, _) in taken.items()}})
+        self.log.say(_told(self.folder, own, taken))
+
+
+Taken = dict[str, tuple[Tensor, str]]
+"""Tensors by name, and what is to be said of those that were taken in part."""
+
+
+def merged(own: Mapping[str, Tensor], other: Mapping[str, Tensor], labels: list[str], others: list[str]) -> Taken:
+    """What can be taken over of `other` into a network with the tensors `own`; `labels` name the outputs of both."""
+    taken: Taken = {}
+    for name, values in own.items():
+        found = other.get(name)
+        if found is None:
+            continue
+        classes = name.startswith(_OUTPUTS) and (len(values), len(found)) == (len(labels), len(others))
+        if found.shape == values.shape and (labels == others or not classes):
+            taken[name] = (found, "")
+        elif classes and found.shape[1:] == values.shape[1:]:
+            shared = [label for label in labels if label in others]
+            rows = values.clone()
+            for label in shared:
+                rows[labels.index(label)] = found[others.index(label)].to(rows.dtype)
+            if shared:
+                taken[name] = (rows, "only " + ", ".join(shared))
+    return taken
+
+
+def _labels_of(folder: Path) -> list[str]:
+    path = folder / "configs" / "metadata.json"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["plan"]["labels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{path}: does not tell the labels of its weights ({error}); give a medunet bundle"
+        ) from error
+
+
+def _told(folder: Path, own: Mapping[str, Tensor], taken: Taken) -> str:
+    new = [name for name in own if name not in taken]
+    parts = {words for _, words in taken.values() if words}
+    told = [f"{len(taken)} of {len(own)} tensors are those of {folder}"]
+    told += [f"of the outputs {words}" for words in sorted(parts)]
+    if new:
+        more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+        told.append(f"new: {', '.join(new[:_NAMED])}{more}")
+    return "; ".join(told)
