@@ -392,17 +392,9 @@ def test_weights_of_another_bundle_are_taken_over_as_far_as_they_fit(
 
 
 def test_outputs_follow_the_names_of_classes() -> None:
-    own = {
-        "body.weight": torch.zeros(4, 2),
-        "head.weight": torch.zeros(3, 4),
-        "head.bias": torch.zeros(3),
-        "x": torch.zeros(5),
-    }
-    other = {
-        "body.weight": torch.ones(4, 2),
-        "head.weight": torch.arange(8.0).reshape(2, 4),
-        "head.bias": torch.tensor([1.0, 2.0]),
-    }
+    own = {"body": torch.zeros(3, 2), "heads.0.w": torch.zeros(3, 4), "heads.0.b": torch.zeros(3), "x": torch.zeros(5)}
+    weight, bias = torch.arange(8.0).reshape(2, 4), torch.tensor([1.0, 2.0])
+    other = {"body": torch.ones(3, 2), "heads.0.w": weight, "heads.0.b": bias}
     taken = merged(own, other, ["background", "tumour", "liver"], ["background", "liver"])
     assert set(taken) == {"body", "heads.0.w", "heads.0.b"}
     assert taken["heads.0.b"][0].tolist() == [1.0, 0.0, 2.0]
