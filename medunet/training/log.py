@@ -12,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from medunet.errors import MedunetError
+from medunet.errors import TrainingError
 from medunet.training.checkpoints import is_main_process
 from medunet.training.schedule import total_steps
 
@@ -26,7 +26,7 @@ class Log:
     ``{"event": "validate", "step", "epoch", "dice", "classes", "time"}``; time in seconds since the start.
 
     Raises:
-        MedunetError: (during the run) the loss is not finite.
+        TrainingError: (during the run) the loss is not finite.
     """
 
     def __init__(self, bundle_root: str, fold: int = 0, quiet: bool = False) -> None:
@@ -121,7 +121,7 @@ class Log:
     def _step(self, engine: Engine) -> None:
         loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
-            raise MedunetError(
+            raise TrainingError(
                 f"the loss became {loss} at step {engine.state.iteration}; train again with a lower learning rate "
                 f"(--set optimizer::lr=0.0005); models/model.pt keeps the best weights so far"
             )
