@@ -23,6 +23,7 @@ from trust_forging import files_of, forged, pickled_call, sha256
 
 import medunet
 from medunet import verbs
+from medunet.bundle.facts import commit_of
 from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
 from medunet.inference.quality import read_calibrations
@@ -132,6 +133,28 @@ def test_only_what_is_listed_leaves_the_house(trained_bundle: Path, phantom_data
         assert words in told
 
 
+def test_the_commit_is_read_as_git_keeps_it(tmp_path: Path) -> None:
+    def git(*words: str, folder: Path) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(folder), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    main, linked = tmp_path / "main", tmp_path / "linked"
+    main.mkdir()
+    assert commit_of(main) is None
+    git("init", "-q", folder=main)
+    assert commit_of(main) is None
+    git("commit", "-q", "--allow-empty", "-m", "x", folder=main)
+    commit = git("rev-parse", "HEAD", folder=main)
+    git("worktree", "add", "-q", "-b", "other", str(linked), folder=main)
+    assert commit_of(main) == commit_of(linked) == commit
+    git("pack-refs", "--all", folder=main)
+    assert commit_of(main) == commit_of(linked) == commit
+    git("checkout", "-q", "--detach", folder=main)
+    assert commit_of(main) == commit
+
+
 def test_what_the_archive_says_of_itself(packed_bundle: Path, trained_bundle: Path) -> None:
     files = files_of(packed_bundle)
     ours, private = json.loads(files["docs/scores.json"]), trained_bundle / "eval" / "fold_0" / "scores.json"
@@ -147,6 +170,8 @@ def test_what_the_archive_says_of_itself(packed_bundle: Path, trained_bundle: Pa
     assert provenance["dataset_sha256"] == plan["dataset_digest"]
     assert provenance["plan_sha256"] == sha256(canonical(plan))
     assert provenance["seed"] == 0
+    assert provenance["commit"] == commit_of(Path(__file__).parents[1])
+
     sbom = json.loads(files["sbom.json"])
     versions = {c["name"]: c["version"] for c in sbom["components"]}
     assert versions["torch"] == torch.__version__

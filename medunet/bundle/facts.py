@@ -55,6 +55,7 @@ def summaries(bundle: Path) -> dict[str, bytes]:
 def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> bytes:
     """``provenance.json``: digests of plan and dataset, versions, seed, fold and steps; no names and no dates.
 
+    `commit` is medunet's own where it runs from a checkout, else null.
     `content`: that of ``metadata.json``. Where the bundle has no ``eval/``, what an earlier packing left stays.
     """
     earlier = bundle / PROVENANCE
@@ -65,6 +66,7 @@ def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> by
     plan = content["plan"]
     return canonical(
         {
+            "commit": commit_of(Path(__file__).parents[2]),
             "dataset_sha256": plan.get("dataset_digest"),
             "fold": fold,
             "medunet": dict(content.get("required_packages_version") or {}).get("medunet"),
@@ -73,6 +75,26 @@ def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> by
             "steps": best.get("step"),
         }
     )
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit that is checked out in a folder, as git keeps it; None where there is none."""
+    git = checkout / ".git"
+    try:
+        if git.is_file():  # of a linked work tree
+            git = checkout / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        name = head.removeprefix("ref:").strip()
+        if name == head:
+            return head
+        shared = git / "commondir"
+        common = git / shared.read_text(encoding="utf-8").strip() if shared.is_file() else git
+        if (common / name).is_file():
+            return (common / name).read_text(encoding="utf-8").strip()
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
 
 
 def sbom(name: str, version: str) -> bytes:
