@@ -655,6 +655,18 @@ def test_harmless_words_are_no_hit(tmp_path: Path, text: str) -> None:
     assert examine_release(tmp_path, INDEX) == ()
 
 
+def test_numbers_that_are_ids_and_numbers_that_are_not(tmp_path: Path) -> None:
+    cases = [{"id": word, "patient": word} for word in ("0042", "0001", "0000", "sub-03", "liver_1", "liver_12")]
+    index = {"name": "x", "labels": {"background": 0, "liver": 1}, "training": cases}
+    page = tmp_path / "a.md"
+    for text in ("liver 1.5 mm", "0.0042 and 1.0042", "input_0000.nii", "liver: 1, spleen: 2", "| liver | 1 |", "042"):
+        page.write_text(f"At {text} of it\n")
+        assert examine_release(tmp_path, index) == (), text
+    for text in ("0042", "exclude: ['0042']", "sub03", "SUB-03_T1w", "liver_1.nii.gz", "liver 12", "Liver-1"):
+        page.write_text(f"At {text} of it\n")
+        assert {f.rule for f in examine_release(tmp_path, index)} == {"case-id"}, text
+
+
 def test_random_weights_are_no_hit(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     (tmp_path / "m.onnx").write_bytes(rng.bytes(4_000_000))

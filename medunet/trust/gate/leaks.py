@@ -244,6 +244,8 @@ class Names:
         numeric = text[start:end].isdigit()
         if numeric and (re.search(r"[\d.][.,]?$", before) or re.match(r"[.,]\d", after)):
             return False
+        if re.search(r"[^\W\d] \d+$", text[start:end]) and re.match(r"[.,]\d", after):
+            return False  # "liver 1.5" is a word and a number, also where a case is called liver_1
         return kind == "strong" or bool(_SHORT_CONTEXT.search(before))
 
 
@@ -410,6 +412,8 @@ def _telling(word: str) -> bool:
     if _NUMBERED.fullmatch(word.lower()):
         return False
     solid = "".join(_RUN.findall(word))
+    if solid.isdigit() and solid.startswith("0") and int(solid):
+        return len(solid) >= 4  # filled up with zeros, as numbers in prose are not
     return len(solid) >= (6 if solid.isdigit() else 4)
 
 

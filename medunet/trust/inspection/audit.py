@@ -84,7 +84,7 @@ class _Run:
         limit = MAX_JSON_BYTES if is_json else MAX_YAML_BYTES
         self.cost += min(entry.size, limit) * (1 if is_json else 4)
         if entry.size > limit or self.cost > _MAX_COST:
-            self.findings.append(_large(entry))
+            self.findings.append(_large(entry, "/configs/" in f"/{self.below_root(entry.name)}"))
             return []
         with entry.open() as stream:
             data = stream.read(limit + 1)
@@ -96,7 +96,7 @@ class _Run:
         return [Config(entry.name, self.below_root(entry.name), tuple(roots))]
 
 
-def _large(entry: Entry) -> Finding:
+def _large(entry: Entry, is_config: bool) -> Finding:
     """A data file in JSON may be large, as long as nothing in it can be a component or an expression."""
     tail = b""
     with entry.open() as stream:
@@ -109,7 +109,7 @@ def _large(entry: Entry) -> Finding:
                     "limits", Place(entry.name), "is too large to be read and may hold components or expressions"
                 )
             tail = text[-1024:]
-    if entry.name.lower().endswith(".json"):
+    if entry.name.lower().endswith(".json") and not is_config:
         return note("limits", Place(entry.name), "is large data without components or expressions; it was not read")
     return danger("limits", Place(entry.name), "is larger than any config")
 

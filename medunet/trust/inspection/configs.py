@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.inspection.arguments import Arguments, overlay
+from medunet.trust.inspection.arguments import EVERYWHERE, SPECIAL, Arguments, handed_on, overlay
 from medunet.trust.inspection.characters import looks_special, odd_characters
 from medunet.trust.inspection.documents import Item, Number
 from medunet.trust.inspection.expressions import Judgement, Scope, imports, judge
@@ -93,6 +93,8 @@ class ConfigAudit:
                     yield code("config", Place(config.file, "", root.line), "is a config that is not a mapping")
                 yield from self._walk(config, root, "", "")
                 yield from self._overlays(config, root)
+        for item_id, problem in self.ids.problems.items():
+            yield danger("limits", Place("configs", item_id), f"'{item_id}' {problem}")
 
     def _walk(self, config: Config, item: Item, key: str, item_id: str) -> Iterator[Finding]:
         place = Place(config.file, key, item.line)
@@ -180,9 +182,14 @@ class ConfigAudit:
             if component is None:
                 continue
             names = list(component.arguments)
+            risky = any(component.arguments.values())
             given = list(zip(names, call.args, strict=False)) + [(k.arg or "?", k.value) for k in call.keywords]
+            if any(isinstance(value, ast.Starred) for value in call.args):
+                yield from handed_on(called, component, place)
+            if risky and (len(call.args) > len(names) or any(name not in names for name, _ in given)):
+                yield code("argument", place, f"gives {called} arguments that are not listed for it")
             for name, value in given:
-                kind = component.arguments.get(name, "")
+                kind = EVERYWHERE.get(name) or component.arguments.get(name, "")
                 text = value.value if isinstance(value, ast.Constant) else "$" + ast.unparse(value)
                 if kind and isinstance(text, (str, bool, type(None))):
                     item = Item(text, place.line)
@@ -260,12 +267,17 @@ class ConfigAudit:
                         yield finding
             return
         yield from overlay(self.arguments, last, value, place)
-        for item in self.ids.at(base):
-            for name, _, target in item.pairs:
-                component = table().get(target.value) if name == "_target_" and isinstance(target.value, str) else None
-                kind = component.arguments.get(last, "") if component else ""
-                if kind and component:
-                    yield from self.arguments.one(str(target.value), last, kind, value, place)
+        for target in self.ids.at(f"{base}{SEPARATOR}_target_"):
+            component = table().get(target.value) if isinstance(target.value, str) else None
+            if component is None:
+                continue
+            if last == "_mode_" and value.value == "callable":
+                yield from handed_on(str(target.value), component, place)
+            elif last not in component.arguments and last not in SPECIAL and last not in EVERYWHERE:
+                what = f"gives {target.value} the argument '{last}', which is not listed for it"
+                yield code("argument", place, what)
+            elif kind := component.arguments.get(last, ""):
+                yield from self.arguments.one(str(target.value), last, kind, value, place)
 
 
 def _join(key: str, child: str) -> str:

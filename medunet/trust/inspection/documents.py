@@ -88,6 +88,11 @@ def decode(name: str, data: bytes) -> tuple[str, list[Finding]]:
         data = data[3:]
     if b"\x00" in data:
         return "", [danger("encoding", Place(name, "", _line_at(data)), "contains NUL bytes")]
+    for mark, code in ((b"\xc2\x85", "0085"), (b"\xe2\x80\xa8", "2028"), (b"\xe2\x80\xa9", "2029")):
+        if mark in data and not name.lower().endswith(".json"):
+            line = data[: data.index(mark)].count(b"\n") + 1
+            what = f"holds U+{code}, which ends a line in UTF-8 and does not in other encodings"
+            found.append(danger("encoding", Place(name, "", line), what))
     try:
         return data.decode("utf-8"), found
     except UnicodeDecodeError as error:
