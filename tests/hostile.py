@@ -273,6 +273,8 @@ yaml_config("unpickles-in-an-expression", "argument-pickle", "b",
             "b: $monai.transforms.LoadImage('NumpyReader', allow_pickle=True)\n")  # fmt: skip
 yaml_config("path-of-overlays", "path", "a::output_dir",
             "a: {keys: x}\na::_target_: monai.transforms.SaveImaged\na::output_dir: ../../x\n")  # fmt: skip
+yaml_config("postfix-that-climbs", "path", "a::output_postfix",
+            "a: {_target_: monai.transforms.SaveImaged, keys: pred, output_postfix: /../../../x}\n")  # fmt: skip
 yaml_config("one-of-many-meanings", "limits", "x", _LOAD + "x: subprocess.Popen\n",
             **{f"configs__{n}_dot_json": '{"x": "NumpyReader"}' for n in range(60)})  # fmt: skip
 texts("large-metadata", "limits", "configs/metadata.json", "", json.dumps({"x": "os.system", "y": "y" * 3_000_000}),

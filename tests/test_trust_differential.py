@@ -35,6 +35,12 @@ for folder, files in json.load(sys.stdin):
     except Exception:
         pass
 """
+_CALLED = (
+    "d: [[subprocess.Popen], [true], [null], [false], [false], [null], [.], [true], [[[touch, CANARY]]]]\n"
+    "z:\n  _target_: monai.data.ZipDataset\n  datasets: '@d'\n"
+    "  transform: {_target_: monai.transforms.LoadImageMODE}\n"
+    "c: {_target_: monai.data.CacheDataset, data: '@z', progress: false}\n"
+)
 FIRES = {
     "expression": {"a.yaml": f"run: ${_OPEN}\n"},
     "json-escapes": {"a.json": json.dumps({"run": "$" + _OPEN}).replace("$", "\\u0024")},
@@ -75,19 +81,13 @@ FIRES = {
     "formatted": {"a.yaml": "a: $f'{open(\"CANARY\",\"w\")}'\n"},
     "second-of-a-name": {"a.json": '{"a": 1, "a": {"_target_": "os.mkdir", "path": "CANARY"}}'},
     "merger": {"a.yaml": "a: {_target_: PatchInferer, merger_cls: pathlib.Path.touch}\nb: $open('CANARY','w')\n"},
-    "class-called-with-data": {"a.yaml": "d: [[subprocess.Popen], [true], [null], [false], [false], [null], [.], [true], "
-                                         "[[[touch, CANARY]]]]\nz:\n  _target_: monai.data.ZipDataset\n  datasets: '@d'\n"
-                                         "  transform: {_target_: monai.transforms.LoadImage, _mode_: callable}\n"
-                                         "c: {_target_: monai.data.CacheDataset, data: '@z', progress: false}\n"},
-    "class-called-by-overlay": {"a.yaml": "d: [[subprocess.Popen], [true], [null], [false], [false], [null], [.], [true], "
-                                          "[[[touch, CANARY]]]]\nz:\n  _target_: monai.data.ZipDataset\n  datasets: '@d'\n"
-                                          "  transform: {_target_: monai.transforms.LoadImage}\n"
-                                          "c: {_target_: monai.data.CacheDataset, data: '@z', progress: false}\n"
-                                          "'z::transform::_mode_': callable\n"},
+    "class-called-with-data": {"a.yaml": _CALLED.replace("MODE", ", _mode_: callable")},
+    "class-called-by-overlay": {"a.yaml": _CALLED.replace("MODE", "") + "'z::transform::_mode_': callable\n"},
     "starred": {"a.yaml": "b: $monai.transforms.LoadImaged(*['image', 'subprocess.Popen', None, None, 'm', False, True, "
                           "False, False, None, '.', False, True, ['touch', 'CANARY']])\n"},
-    "one-component-from-overlays": {"a.yaml": "a: {require_empty: false}\na::_target_: ignite.handlers.ModelCheckpoint\n"
-                                              "a::dirname: CANARY\na::filename_prefix: x\n"},
+    "one-component-from-overlays": {
+        "a.yaml": "a: {require_empty: false}\na::_target_: ignite.handlers.ModelCheckpoint\n"
+                  "a::dirname: CANARY\na::filename_prefix: x\n"},
     "one-of-many-meanings": {**{f"{n}.yaml": "d: eval\n" for n in range(60)},
                              "a.yaml": "d: CANARY\na: {_target_: ignite.handlers.ModelCheckpoint, dirname: '@d', "
                                        "filename_prefix: x}\n"},

@@ -26,6 +26,7 @@ _TEXT_NODES = (ast.Constant, ast.BinOp, ast.Add, ast.JoinedStr, ast.FormattedVal
 _MAX_MEANINGS = 10_000
 _MAX_PATH = 4000
 _JOINS = ("os.path.join", "str", "pathlib.Path", "Path")
+_PARTS_OF_NAMES = ("output_postfix", "output_ext", "postfix", "extension")
 # Judged under any component and in overlays: the names that MONAI's components look code up by, or unpickle with.
 EVERYWHERE = {"reader": "name", "writer": "name", "merger_cls": "name", "allow_pickle": "pickle",
               "weights_only": "pickle", "pickle_module": "pickle", "_debug_": "debug", "_mode_": "mode",
@@ -85,8 +86,8 @@ class Arguments:
         found: list[Item] = []
         waiting = [(value, place.key)]
         for _ in range(_MAX_MEANINGS):
-            if not waiting:
-                return found
+            if not waiting or len(waiting) > _MAX_MEANINGS:
+                return None if waiting else found
             current, key = waiting.pop()
             direct = self.ids.meanings(current, key)
             if direct is None:
@@ -147,6 +148,8 @@ class Arguments:
             level, reason = judge_path(text, written)
             if not certain and written and level == "note":
                 level, reason = "code", "writes to a path that it computes"
+            elif key == "data_root_dir" and text and level == "note":
+                level, reason = "code", "says from where results count their folders: they may land on the inputs"
             touches = ("network",) if "network" in reason else ("files",)
             yield Finding(level, "path", place, f"'{key}' of {name} {reason}: {_shown(item)}", touches)
 
@@ -183,6 +186,9 @@ class Arguments:
         for item in everything(value):
             text = item.value
             if not isinstance(text, str) or isinstance(text, Number):
+                continue
+            if key in _PARTS_OF_NAMES and ("/" in text or "\\" in text):
+                yield danger("path", place, f"'{key}' of {name} leads to another folder: {_shown(item)}", "files")
                 continue
             why = dangerous(text.split(".")) if _DOTTED.fullmatch(text) else ""
             if why:

@@ -85,7 +85,7 @@ class Ids:
 
     def _add(self, item: Item, item_id: str) -> None:
         if len(item_id) > _MAX_ID:
-            self.problems[item_id[:60]] = f"begins an id of more than {_MAX_ID} characters; what it names was not judged"
+            self.problems[item_id[:60]] = f"begins an id of more than {_MAX_ID} characters; it was not judged"
             return
         self._items.setdefault(item_id, []).append(item)
         for key, child in item.children():
