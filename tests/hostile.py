@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CANARY = "CANARY"  # stands for the path of the canary file in every text
@@ -286,7 +286,10 @@ yaml_config("lists-that-double", "argument-names-code", "a::reader", _LOAD + "x:
 yaml_config("paths-that-multiply", "expression", "z",
             "a: {_target_: LogfileHandler, output_dir: '@x0'}\nz: $open('CANARY')\n" + "".join(
                 f"x{n}: ${'+'.join([f'@x{n + 1}'] * 60)}\n" for n in range(20)))  # fmt: skip
-texts("long-ids", "limits", "configs", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+texts("long-ids", "limits", "configs/train.json", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+for _at in range(len(HOSTILE)):  # findings about ids are of all configs together
+    if HOSTILE[_at].name in ("long-ids", "one-of-many-meanings"):
+        HOSTILE[_at] = replace(HOSTILE[_at], file="configs")
 yaml_config("long-sum", "expression", "a", "a: $" + "1+" * 1900 + "1\n")
 yaml_config("long-chain", "expression", "a", "a: $a" + ".a" * 1900 + "\n")
 yaml_config("line-that-ends-in-utf-8-only", "encoding", "",

@@ -198,7 +198,7 @@ def test_components_between_safe_and_refused(target: str, level: str, word: str,
     ("configs/train.yaml", "a: {_target_: LoadImage, anything: 1}\n", "argument"),
     ("configs/train.yaml", "a: {_target_: Dataset, data: [], transform: '@b'}\nb::anything: 1\n"
      "b: {_target_: LoadImage}\n", "argument"),
-    ("configs/train.yaml", "a: {_target_: SaveImage, _mode_: default, output_dir: o, data_root_dir: o}\n", "path"),
+    ("configs/train.yaml", "a: {_target_: SaveImage, _mode_: default, data_root_dir: o}\n", "path"),
     ("configs/train.yaml", "a: {_target_: CheckpointSaver, _mode_: callable, save_dir: o}\n", "argument"),
     ("configs/train.yaml", "a: $monai.handlers.CheckpointSaver('o', *['x'])\n", "argument"),
     ("configs/train.yaml", "a: {_target_: ZarrAvgMerger, merged_shape: [1], store: /data/x}\n", "path"),

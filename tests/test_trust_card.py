@@ -161,8 +161,16 @@ def test_the_finding_names_the_row(bundle: Path) -> None:
         (lambda c: c + "\n<table><tr><td>0.99</td></tr></table>\n", "HTML table"),
         (lambda c: c.replace("–", "0.99", 9), "but the bundle's files say"),
     ],
-    ids=["row gone", "row added", "column renamed", "heading changed", "table added", "column doubled", "HTML",
-         "a number for a dash"],  # fmt: skip
+    ids=[
+        "row gone",
+        "row added",
+        "column renamed",
+        "heading changed",
+        "table added",
+        "column doubled",
+        "HTML",
+        "a number for a dash",
+    ],
 )
 def test_other_changes_of_numbers_are_found(bundle: Path, change: Any, words: str) -> None:
     card, facts = card_of(bundle)

@@ -37,9 +37,11 @@ for folder, files in json.load(sys.stdin):
 """
 _CALLED = (
     "d: [[subprocess.Popen], [true], [null], [false], [false], [null], [.], [true], [[[touch, CANARY]]]]\n"
-    "z:\n  _target_: monai.data.ZipDataset\n  datasets: '@d'\n"
-    "  transform: {_target_: monai.transforms.LoadImageMODE}\n"
-    "c: {_target_: monai.data.CacheDataset, data: '@z', progress: false}\n"
+    "f: {_target_: monai.transforms.LoadImageMODE}\n"
+    "z: {_target_: monai.data.ZipDataset, datasets: '@d'}\n"
+    "u: {_target_: Compose, transforms: '@f', map_items: false, unpack_items: true}\n"
+    "c: {_target_: monai.data.Dataset, data: '@z', transform: '@u'}\n"
+    "e: {_target_: monai.data.CacheDataset, data: '@c', progress: false}\n"
 )
 FIRES = {
     "expression": {"a.yaml": f"run: ${_OPEN}\n"},
@@ -82,9 +84,9 @@ FIRES = {
     "second-of-a-name": {"a.json": '{"a": 1, "a": {"_target_": "os.mkdir", "path": "CANARY"}}'},
     "merger": {"a.yaml": "a: {_target_: PatchInferer, merger_cls: pathlib.Path.touch}\nb: $open('CANARY','w')\n"},
     "class-called-with-data": {"a.yaml": _CALLED.replace("MODE", ", _mode_: callable")},
-    "class-called-by-overlay": {"a.yaml": _CALLED.replace("MODE", "") + "'z::transform::_mode_': callable\n"},
-    "starred": {"a.yaml": "b: $monai.transforms.LoadImaged(*['image', 'subprocess.Popen', None, None, 'm', False, True, "
-                          "False, False, None, '.', False, True, ['touch', 'CANARY']])\n"},
+    "class-called-by-overlay": {"a.yaml": _CALLED.replace("MODE", "") + "'f::_mode_': callable\n"},
+    "starred": {"a.yaml": "b: $monai.transforms.LoadImaged(*['image', 'subprocess.Popen', None, None, 'm', False, "
+                          "True, False, False, None, '.', False, True, ['touch', 'CANARY']])\n"},
     "one-component-from-overlays": {
         "a.yaml": "a: {require_empty: false}\na::_target_: ignite.handlers.ModelCheckpoint\n"
                   "a::dirname: CANARY\na::filename_prefix: x\n"},

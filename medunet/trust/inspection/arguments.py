@@ -141,7 +141,7 @@ class Arguments:
         meanings = self.meanings(value, place)
         if meanings is None and written:
             yield code("path", place, f"'{key}' of {name} writes to a path that is not here", "files")
-        for item in (below for item in meanings or [] for below in everything(item)):
+        for item in (below for meaning in meanings or [] for below in everything(meaning)):
             if not isinstance(item.value, str) or isinstance(item.value, Number):
                 continue
             text, certain = self.rendered(item.value, place.key)

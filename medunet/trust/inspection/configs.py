@@ -267,17 +267,17 @@ class ConfigAudit:
                         yield finding
             return
         yield from overlay(self.arguments, last, value, place)
-        for target in self.ids.at(f"{base}{SEPARATOR}_target_"):
-            component = table().get(target.value) if isinstance(target.value, str) else None
-            if component is None:
-                continue
+        names = dict.fromkeys(str(target.value) for target in self.ids.at(f"{base}{SEPARATOR}_target_"))
+        known = {name: component for name in names if (component := table().get(name))}
+        for name, component in known.items():
             if last == "_mode_" and value.value == "callable":
-                yield from handed_on(str(target.value), component, place)
-            elif last not in component.arguments and last not in SPECIAL and last not in EVERYWHERE:
-                what = f"gives {target.value} the argument '{last}', which is not listed for it"
-                yield code("argument", place, what)
+                yield from handed_on(name, component, place)
             elif kind := component.arguments.get(last, ""):
-                yield from self.arguments.one(str(target.value), last, kind, value, place)
+                yield from self.arguments.one(name, last, kind, value, place)
+        listed = last in SPECIAL or last in EVERYWHERE or any(last in made.arguments for made in known.values())
+        if known and not listed:
+            what = f"gives {' or '.join(known)} the argument '{last}', which is not listed for it"
+            yield code("argument", place, what)
 
 
 def _join(key: str, child: str) -> str:
