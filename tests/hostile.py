@@ -286,7 +286,9 @@ yaml_config("lists-that-double", "argument-names-code", "a::reader", _LOAD + "x:
 yaml_config("paths-that-multiply", "expression", "z",
             "a: {_target_: LogfileHandler, output_dir: '@x0'}\nz: $open('CANARY')\n" + "".join(
                 f"x{n}: ${'+'.join([f'@x{n + 1}'] * 60)}\n" for n in range(20)))  # fmt: skip
-texts("long-ids", "limits", "configs/train.json", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+texts("long-key", "limits", "configs/train.json", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+_deep = '{"' + '": {"'.join(["k" * 400] * 50) + '": ' + json.dumps([1] * 140_000) + "}" * 50
+texts("long-ids", "limits", "configs/train.json", "", _deep)
 for _at in range(len(HOSTILE)):  # findings about ids are of all configs together
     if HOSTILE[_at].name in ("long-ids", "one-of-many-meanings"):
         HOSTILE[_at] = replace(HOSTILE[_at], file="configs")

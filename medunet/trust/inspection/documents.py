@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from medunet.trust.findings import Finding, Place, danger, note
-from medunet.trust.inspection.jsontext import JsonError, JsonNumber, parse_json
+from medunet.trust.inspection.jsontext import MAX_NAME, JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
 MAX_NODES = 60_000
@@ -241,6 +241,8 @@ class _YamlItems:
             else:
                 text = self.scalar(key_node, key)
                 word = "None" if text is None else str(text)
+                if len(word) > MAX_NAME:
+                    raise _TooMuch(f"has a key of more than {MAX_NAME} characters")
                 pairs.append((word, line, self.item(value_node, _below(key, word))))
         _duplicates(self.name, key, tuple(pairs), self.findings)
         own = {name for name, _, _ in pairs}
