@@ -194,7 +194,7 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     parser["device::name"] = "cpu"
     assert parser.get_parsed_content("optimizer") is not None
     assert parser.get_parsed_content("loss") is not None
-    assert len(parser.get_parsed_content("train::handlers")) == 6
+    assert len(parser.get_parsed_content("train::handlers")) == 9
 
 
 def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:

@@ -442,6 +442,13 @@ def test_hostile_manifests_are_refused(
     assert not list(tmp_path.rglob("canary"))
 
 
+@pytest.mark.parametrize("name", ["phantom\u200b", "phantom ", "phan\x1b[2Jtom", "\u202ephantom"])
+def test_a_name_that_looks_like_another_is_refused(packed_bundle: Path, tmp_path: Path, name: str) -> None:
+    content = json.loads(files_of(packed_bundle)["MANIFEST.json"])
+    changes = {"MANIFEST.json": canonical({**content, "name": name})}
+    refused(forged(packed_bundle, tmp_path / "b.zip", changes, manifest_too=False), "cannot be seen")
+
+
 def test_a_manifest_in_another_hand_is_refused(packed_bundle: Path, tmp_path: Path) -> None:
     content = json.loads(files_of(packed_bundle)["MANIFEST.json"])
     changes = {"MANIFEST.json": json.dumps(content).encode()}
