@@ -287,6 +287,12 @@ yaml_config("paths-that-multiply", "expression", "z",
             "a: {_target_: LogfileHandler, output_dir: '@x0'}\nz: $open('CANARY')\n" + "".join(
                 f"x{n}: ${'+'.join([f'@x{n + 1}'] * 60)}\n" for n in range(20)))  # fmt: skip
 texts("long-key", "limits", "configs/train.json", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+_values = {f"configs__a{_at}_dot_json": json.dumps([1] * 149_000, separators=(",", ":")) for _at in range(12)}
+texts("many-values", "limits", "configs/b.json", "", json.dumps([1] * 149_000), **_values)
+texts("many-expressions", "limits", "configs/train.json", "a", json.dumps(
+    {f"a{_at}": "$" + "(" * 60 + "1" + ")" * 60 + "+x" * 100 for _at in range(5000)}))  # fmt: skip
+texts("many-circles", "argument-names-code", "configs/train.json", "k0::reader", json.dumps(
+    {"x": ["@x"], **{f"k{_at}": {"_target_": "LoadImage", "reader": "@x"} for _at in range(20_000)}}))  # fmt: skip
 _deep = '{"' + '": {"'.join(["k" * 400] * 50) + '": ' + json.dumps([1] * 140_000) + "}" * 50
 texts("long-ids", "limits", "configs/train.json", "", _deep)
 for _at in range(len(HOSTILE)):  # findings about ids are of all configs together

@@ -24,7 +24,7 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _TEXT_NODES = (ast.Constant, ast.BinOp, ast.Add, ast.JoinedStr, ast.FormattedValue, ast.Subscript, ast.Name, ast.Load,
                ast.Attribute, ast.Call, ast.Div)  # fmt: skip
 _MAX_MEANINGS = 10_000
-_MAX_PATH = 4000
+_MAX_PATH = 2000
 _JOINS = ("os.path.join", "str", "pathlib.Path", "Path")
 _PARTS_OF_NAMES = ("output_postfix", "output_ext", "postfix", "extension")
 # Judged under any component and in overlays: the names that MONAI's components look code up by, or unpickle with.
@@ -89,7 +89,7 @@ class Arguments:
             if not waiting or len(waiting) > _MAX_MEANINGS:
                 return None if waiting else found
             current, key = waiting.pop()
-            direct = self.ids.meanings(current, key)
+            direct = self.ids.meanings(current, key) if len(key) <= _MAX_PATH else None
             if direct is None:
                 return None
             for item in direct:

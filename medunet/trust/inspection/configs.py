@@ -25,6 +25,7 @@ from medunet.trust.inspection.references import (
 )
 from medunet.trust.inspection.targets import judge_name, table
 
+_MAX_LETTERS = 400_000
 _CODE_LETTERS = re.compile(r"['\"()\[\]{}=;\\`]")
 _WORKFLOW_KEYS = ("workflow_name", "logging_file", "meta_file", "config_file", "args_file", "tracking",
                   "properties_path")  # fmt: skip
@@ -58,7 +59,7 @@ class ConfigAudit:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        self.ids = Ids()
+        self.ids, self.letters = Ids(), 0
         self.modules: dict[str, bool] = {}
         for config in self.configs:
             for root in config.roots:
@@ -150,6 +151,10 @@ class ConfigAudit:
                 yield danger("module", place, f"hands an imported module on ({final}), with all it can do")
 
     def _expression(self, original: str, final: str, place: Place) -> Iterator[Finding]:
+        self.letters += len(final)
+        if self.letters > _MAX_LETTERS:
+            yield danger("limits", place, f"there are expressions of more than {_MAX_LETTERS} characters in all")
+            return
         found = judge(substituted(final[1:]), original, self.scope)
         for reference in found.references:
             if self._reaches_module(reference):
