@@ -47,11 +47,11 @@ NOT_INERT = re.compile(
     "MLFlow|ClearML|Trt|TorchVision|TorchIO|CuCIM|NetAdapter|Perceptual|Sam|LMDB|GDS|PersistentDataset|CacheNTrans"
     "|Transchex|MedicalNet|Logger$|Profiler|DiskSaver|FID|Inception|LRFinder|LearningRateFinder|BackboneWith|Hovernet"
     "|HoVer|HoverNet|Hover|get_|ForkingPickler|StateCacher|ThreadContainer|Register|TensorboardLogger|VISTA|CommonObj"
-    "|ProbMap|TextEnc|NestedTensor|Enum|Exception|Warning|Error|CSV|load_|WSI|NPZ|MethodReplacer"
+    "|GaussianMixture|ProbMap|TextEnc|NestedTensor|Enum|Exception|Warning|Error|CSV|load_|WSI|NPZ|MethodReplacer"
 )
 PATH = re.compile("^(output_dir|data_root_dir|save_dir|load_path|log_dir|cache_dir|dirname|mapping_file_path|filename"
                   "|.*_path|.*_dir|folder_path|base_dir|file_prefix|final_filename|filename_prefix|folder|npzfile|src"
-                  "|key_metric_filename|save_handler|image_files|seg_files)$")  # fmt: skip
+                  "|key_metric_filename|save_handler|image_files|seg_files|(value_|count_)?store)$")  # fmt: skip
 FETCH = re.compile("^(pretrained.*|weights|progress|.*url.*|.*repo.*)$")
 READ = {"load_path", "data_list_file_path", "data_property_file_path", "base_dir", "image_files", "seg_files", "src"}
 LOOKUP = {"reader", "writer", "merger_cls"}

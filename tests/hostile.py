@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CANARY = "CANARY"  # stands for the path of the canary file in every text
@@ -262,6 +262,47 @@ texts("relative-key-copied-by-a-macro", "key", "configs/train.json", "z",
 yaml_config("text-of-a-checkpoint-folder", "path", "a::save_handler",
             "a: {_target_: ignite.handlers.Checkpoint, to_save: {}, save_handler: /etc/cron.d}\n")  # fmt: skip
 
+# --- what a second review found
+_LOAD = "a: {_target_: LoadImage, reader: '@x'}\n"
+yaml_config("class-called-with-data", "argument", "a::transform::_mode_",
+            "a: {_target_: Dataset, data: '@d', transform: {_target_: LoadImage, _mode_: callable}}\n")  # fmt: skip
+yaml_config("class-called-by-overlay", "argument", "a::_mode_", "'a::_mode_': callable\n",
+            configs__base_dot_yaml="a: {_target_: monai.transforms.SaveImage}\n")  # fmt: skip
+yaml_config("reader-by-stars", "argument", "b", "b: $monai.transforms.LoadImaged(*['image', 'subprocess.Popen'])\n")
+yaml_config("unpickles-in-an-expression", "argument-pickle", "b",
+            "b: $monai.transforms.LoadImage('NumpyReader', allow_pickle=True)\n")  # fmt: skip
+yaml_config("path-of-overlays", "path", "a::output_dir",
+            "a: {keys: x}\na::_target_: monai.transforms.SaveImaged\na::output_dir: ../../x\n")  # fmt: skip
+yaml_config("postfix-that-climbs", "path", "a::output_postfix",
+            "a: {_target_: monai.transforms.SaveImaged, keys: pred, output_postfix: /../../../x}\n")  # fmt: skip
+yaml_config("one-of-many-meanings", "limits", "x", _LOAD + "x: subprocess.Popen\n",
+            **{f"configs__{n}_dot_json": '{"x": "NumpyReader"}' for n in range(60)})  # fmt: skip
+texts("large-metadata", "limits", "configs/metadata.json", "", json.dumps({"x": "os.system", "y": "y" * 3_000_000}),
+      configs__metadata_other_dot_json='{"x": "NumpyReader"}',
+      configs__train_dot_yaml="a: {_target_: LoadImage, reader: '@_meta_::x'}\n")  # fmt: skip
+yaml_config("lists-in-a-circle", "argument-names-code", "a::reader", _LOAD + "x: ['@x']\n")
+yaml_config("lists-that-double", "argument-names-code", "a::reader", _LOAD + "x: ['@x0', '@x0']\n" + "".join(
+    f"x{n}: ['@x{n + 1}', '@x{n + 1}']\n" for n in range(50)))  # fmt: skip
+yaml_config("paths-that-multiply", "expression", "z",
+            "a: {_target_: LogfileHandler, output_dir: '@x0'}\nz: $open('CANARY')\n" + "".join(
+                f"x{n}: ${'+'.join([f'@x{n + 1}'] * 60)}\n" for n in range(20)))  # fmt: skip
+texts("long-key", "limits", "configs/train.json", "", json.dumps({"k" * 1_000_000: [1] * 140_000}))
+_values = {f"configs__a{_at}_dot_json": json.dumps([1] * 149_000, separators=(",", ":")) for _at in range(12)}
+texts("many-values", "limits", "configs/b.json", "", json.dumps([1] * 149_000), **_values)
+texts("many-expressions", "limits", "configs/train.json", "a", json.dumps(
+    {f"a{_at}": "$" + "(" * 60 + "1" + ")" * 60 + "+x" * 100 for _at in range(5000)}))  # fmt: skip
+texts("many-circles", "argument-names-code", "configs/train.json", "k0::reader", json.dumps(
+    {"x": ["@x"], **{f"k{_at}": {"_target_": "LoadImage", "reader": "@x"} for _at in range(20_000)}}))  # fmt: skip
+_deep = '{"' + '": {"'.join(["k" * 400] * 50) + '": ' + json.dumps([1] * 140_000) + "}" * 50
+texts("long-ids", "limits", "configs/train.json", "", _deep)
+for _at in range(len(HOSTILE)):  # findings about ids are of all configs together
+    if HOSTILE[_at].name in ("long-ids", "one-of-many-meanings"):
+        HOSTILE[_at] = replace(HOSTILE[_at], file="configs")
+yaml_config("long-sum", "expression", "a", "a: $" + "1+" * 1900 + "1\n")
+yaml_config("long-chain", "expression", "a", "a: $a" + ".a" * 1900 + "\n")
+yaml_config("line-that-ends-in-utf-8-only", "encoding", "",
+            f"a: 1\n#\u2028x: '\nrun: {{_target_: os.system, command: {TOUCH}}}\n#\u2028'\n")  # fmt: skip
+
 # --- YAML and JSON as such
 yaml_config("tag-python-object", "tag", "a", f"a: !!python/object/apply:os.system ['{TOUCH}']\n")
 yaml_config("tag-python-name", "tag", "a", "a: !!python/name:os.system\n")
@@ -314,6 +355,12 @@ for _name, _formatter, _class, _args, _key in [
 ]:
     texts(f"logging-{_name}", "logging", "configs/logging.conf", _key, _HANDLER.format(_formatter, _class, _args))
 
+texts("logging-carriage-return", "logging", "configs/logging.conf", "handler_h::args",
+      _HANDLER.format("format=x", "StreamHandler\nlevel=INFO\rargs=X", "()").replace("args=X", f"args=({EVIL},)")
+      .replace("\nargs=()", ""))  # fmt: skip
+texts("logging-long", "limits", "configs/logging.conf", "",
+      "#\n" * 5_000_000 + _HANDLER.format("format=x", EVIL, "()"))  # fmt: skip
+
 # --- files that run
 texts("startup-sitecustomize", "startup-file", "sitecustomize.py", "", f"open('{CANARY}', 'w')")
 texts("startup-pdbrc", "startup-file", ".pdbrc", "", "!1")
@@ -363,6 +410,9 @@ for _name, _data in {
     texts(f"pickle-{_name}", "pickle", "models/model.pt", "", _data)
 texts("pickle-protocol-0", "pickle", "models/model.pt", "", _PROTOCOL0)
 texts("pickle-named-text", "pickle", "docs/notes.txt", "", _PROTOCOL0)
+texts("pickle-after-a-constant", "pickle", "docs/notes.txt", "", b"\x880" + _PROTOCOL0)
+texts("pickle-after-a-long-text", "pickle", "docs/notes.txt", "",
+      b"X" + struct.pack("<L", 9_000_000) + b"x" * 9_000_000 + b"0" + _PROTOCOL0)  # fmt: skip
 texts("pickle-named-yaml", "pickle", "configs/x.yaml", "", _PROTOCOL0)
 texts("pickle-binary-named-json", "pickle", "configs/x.json", "", b"\x80\x02" + _PROTOCOL0)
 for _name, _member, _content in [

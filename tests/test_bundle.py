@@ -46,6 +46,20 @@ def test_no_config_has_an_expression(planned_bundle: Path) -> None:
         assert not [text for text in strings(content) if text.startswith(("$", "%"))], path.name
 
 
+def test_no_expression_is_evaluated_though_monai_is_imported(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle, canary = tmp_path / "b", tmp_path / "canary"
+    shutil.copytree(planned_bundle, bundle)
+    with (bundle / "configs" / "inference.yaml").open("a") as file:
+        file.write(f"\nx: $open('{canary}', 'w')\n")
+    program = (
+        "import sys, monai; from pathlib import Path; from medunet.bundle.running import load_workflow\n"
+        "load_workflow(Path(sys.argv[1]), 'inference.yaml', 'infer', {}).parser.get_parsed_content('x')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MONAI_EVAL_EXPR"}
+    subprocess.run([sys.executable, "-c", program, str(bundle)], env=environment, capture_output=True, check=True)
+    assert not canary.exists()
+
+
 def test_the_configs_are_the_shipped_texts_but_for_the_dataset_folder(planned_bundle: Path) -> None:
     for name in CONFIGS:
         lines = (planned_bundle / "configs" / name).read_text().splitlines()

@@ -467,6 +467,13 @@ def test_hostile_manifests_are_refused(
     assert not list(tmp_path.rglob("canary"))
 
 
+@pytest.mark.parametrize("name", ["phantom\u200b", "phantom ", "phan\x1b[2Jtom", "\u202ephantom"])
+def test_a_name_that_looks_like_another_is_refused(packed_bundle: Path, tmp_path: Path, name: str) -> None:
+    content = json.loads(files_of(packed_bundle)["MANIFEST.json"])
+    changes = {"MANIFEST.json": canonical({**content, "name": name})}
+    refused(forged(packed_bundle, tmp_path / "b.zip", changes, manifest_too=False), "cannot be seen")
+
+
 def test_a_manifest_in_another_hand_is_refused(packed_bundle: Path, tmp_path: Path) -> None:
     content = json.loads(files_of(packed_bundle)["MANIFEST.json"])
     changes = {"MANIFEST.json": json.dumps(content).encode()}
@@ -605,6 +612,15 @@ def test_an_archive_that_is_exchanged_meanwhile_is_refused(
         other.replace(source)
         return "safe"
 
+    def rewrite(source: Path) -> str:
+        with source.open("r+b") as file:  # the same file and size, and in the end the same bytes
+            first = file.read(1)
+            file.seek(0)
+            file.write(first)
+        return "safe"
+
+    monkeypatch.setattr(content_checks, "audit_source", rewrite)
+    assert "or written to" in verify_static(archive).failure
     monkeypatch.setattr(content_checks, "audit_source", swap)
     assert "was replaced while it was examined" in verify_static(archive).failure
 

@@ -152,10 +152,25 @@ def test_the_finding_names_the_row(bundle: Path) -> None:
         (lambda c: c.replace("| metric | tumour |", "| metric | liver |", 1), "do not say"),
         (lambda c: c.replace("### Fold 0", "### Fold 3"), "is missing"),
         (lambda c: c.replace("## Limits", "Dice | value\n--- | ---\nall | 0.99\n\n## Limits"), "do not say"),
+        (
+            lambda c: c.replace("| metric | tumour |", "| metric | tumour | tumour |", 1).replace(
+                "| Dice |", "| Dice | 0.99 |", 1
+            ),
+            "two columns of one name",
+        ),
         (lambda c: c + "\n<table><tr><td>0.99</td></tr></table>\n", "HTML table"),
         (lambda c: c.replace("–", "0.99", 9), "but the bundle's files say"),
     ],
-    ids=["row gone", "row added", "column renamed", "heading changed", "table added", "HTML", "a number for a dash"],
+    ids=[
+        "row gone",
+        "row added",
+        "column renamed",
+        "heading changed",
+        "table added",
+        "column doubled",
+        "HTML",
+        "a number for a dash",
+    ],
 )
 def test_other_changes_of_numbers_are_found(bundle: Path, change: Any, words: str) -> None:
     card, facts = card_of(bundle)

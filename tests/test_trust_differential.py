@@ -35,6 +35,14 @@ for folder, files in json.load(sys.stdin):
     except Exception:
         pass
 """
+_CALLED = (
+    "d: [[subprocess.Popen], [true], [null], [false], [false], [null], [.], [true], [[[touch, CANARY]]]]\n"
+    "f: {_target_: monai.transforms.LoadImageMODE}\n"
+    "z: {_target_: monai.data.ZipDataset, datasets: '@d'}\n"
+    "u: {_target_: Compose, transforms: '@f', map_items: false, unpack_items: true}\n"
+    "c: {_target_: monai.data.Dataset, data: '@z', transform: '@u'}\n"
+    "e: {_target_: monai.data.CacheDataset, data: '@c', progress: false}\n"
+)
 FIRES = {
     "expression": {"a.yaml": f"run: ${_OPEN}\n"},
     "json-escapes": {"a.json": json.dumps({"run": "$" + _OPEN}).replace("$", "\\u0024")},
@@ -75,6 +83,20 @@ FIRES = {
     "formatted": {"a.yaml": "a: $f'{open(\"CANARY\",\"w\")}'\n"},
     "second-of-a-name": {"a.json": '{"a": 1, "a": {"_target_": "os.mkdir", "path": "CANARY"}}'},
     "merger": {"a.yaml": "a: {_target_: PatchInferer, merger_cls: pathlib.Path.touch}\nb: $open('CANARY','w')\n"},
+    "class-called-with-data": {"a.yaml": _CALLED.replace("MODE", ", _mode_: callable")},
+    "class-called-by-overlay": {"a.yaml": _CALLED.replace("MODE", "") + "'f::_mode_': callable\n"},
+    "starred": {"a.yaml": "b: $monai.transforms.LoadImaged(*['image', 'subprocess.Popen', None, None, 'm', False, "
+                          "True, False, False, None, '.', False, True, ['touch', 'CANARY']])\n"},
+    "one-component-from-overlays": {
+        "a.yaml": "a: {require_empty: false}\na::_target_: ignite.handlers.ModelCheckpoint\n"
+                  "a::dirname: CANARY\na::filename_prefix: x\n"},
+    "one-of-many-meanings": {**{f"{n}.yaml": "d: eval\n" for n in range(60)},
+                             "a.yaml": "d: CANARY\na: {_target_: ignite.handlers.ModelCheckpoint, dirname: '@d', "
+                                       "filename_prefix: x}\n"},
+    "large-metadata": {"metadata.json": json.dumps({"d": "CANARY", "x": "x" * 3_000_000}),
+                       "metadata_other.json": '{"d": "eval"}',
+                       "a.yaml": "a: {_target_: ignite.handlers.ModelCheckpoint, dirname: '@_meta_::d', "
+                                 "filename_prefix: x}\n"},
     "callable-mode": {"a.yaml": "f: {_target_: os.mkdir, _mode_: callable, path: CANARY}\nb: $@f()\n"},
 }  # fmt: skip
 
@@ -103,4 +125,4 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, b
 def test_what_monai_runs_is_not_called_safe(name: str, outcomes: dict[str, tuple[str, bool]]) -> None:
     verdict, fired = outcomes[name]
     assert fired, "the config does not run under this version of MONAI: the case proves nothing"
-    assert verdict == ("code" if name == "folder" else "refuse")
+    assert verdict == ("code" if name in ("folder", "one-component-from-overlays") else "refuse")

@@ -123,6 +123,7 @@ TEXTS: list[tuple[str, str, str, str, str]] = [
     ("ini comment", "configs/logging.conf", "\n; ask jane.doe@klinik.de\n", "e-mail", "comment"),
     ("data licence", "docs/data_license.txt", "\nask jane.doe@hospital.org\n", "e-mail", ""),
     ("readme host", "docs/README.md", "\nSee http://pacs01:8042/app and more.\n", "internal-address", ""),
+    ("readme machine", "docs/README.md", "\nTrained on gpu-node3.radiology.local.\n", "internal-address", ""),
     ("readme ip", "docs/README.md", "\nThe PACS is at 10.20.30.40.\n", "ip-address", ""),
     ("readme unc", "docs/README.md", "\nData: \\\\fileserver\\mri\\2020\n", "absolute-path", ""),
     ("readme file url", "docs/README.md", "\n[data](file:///home/jane/data)\n", "absolute-path", ""),
@@ -642,6 +643,7 @@ HARMLESS = [
     "208 cases of 195 patients, fold 1 of 5, image 1, 12:30:45, case 1, a ~ b, ~5 mm, 0.48213, 48213.5 and 148213",
     "Released 2024-05-01. Copyright 2023-2026. 2019-11-30 version two.",
     "MR_T1 image and mask; MR_T1_image.nii.gz; PatientID decides the fold; patient: '@x'; MRN: unknown",
+    "threading.local() of torch2, package.internal, a.local, local-1.0, settings.local.yaml, 3.local",
     "see /path/to/data; ds.PatientID = source.PatientID; api_key = os.getenv('KEY'); AccessionNumber=str(number)",
     "#!/usr/bin/env python\npython -m monai.bundle run --config_file configs/train.yaml > /dev/null",
     "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
@@ -653,6 +655,18 @@ def test_harmless_words_are_no_hit(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.md").write_text(text + "\n")
     (tmp_path / "a.json").write_text(json.dumps({"text": text, text: 1}))
     assert examine_release(tmp_path, INDEX) == ()
+
+
+def test_numbers_that_are_ids_and_numbers_that_are_not(tmp_path: Path) -> None:
+    cases = [{"id": word, "patient": word} for word in ("0042", "0001", "0000", "sub-03", "liver_1", "liver_12")]
+    index = {"name": "x", "labels": {"background": 0, "liver": 1}, "training": cases}
+    page = tmp_path / "a.md"
+    for text in ("liver 1.5 mm", "0.0042 and 1.0042", "input_0000.nii", "liver: 1, spleen: 2", "| liver | 1 |", "042"):
+        page.write_text(f"At {text} of it\n")
+        assert examine_release(tmp_path, index) == (), text
+    for text in ("0042", "exclude: ['0042']", "sub03", "SUB-03_T1w", "liver_1.nii.gz", "liver 12", "Liver-1"):
+        page.write_text(f"At {text} of it\n")
+        assert {f.rule for f in examine_release(tmp_path, index)} == {"case-id"}, text
 
 
 def test_random_weights_are_no_hit(tmp_path: Path) -> None:

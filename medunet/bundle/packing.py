@@ -237,7 +237,10 @@ def _release(bundle: Path, staging: Path, fix: bool, say: Say) -> None:
     """The release gate, on the copy; with `fix`, what can be mended without loss is mended there."""
     from medunet.trust.gate.release import examine_release, fix_release
 
-    findings = examine_release(staging, _index(bundle))
+    index = _index(bundle)
+    if index is None:
+        say(f"note: there is no {_PRIVATE}/index.json: names of cases and patients could not be looked for")
+    findings = examine_release(staging, index)
     if fix:
         left = fix_release(staging, findings)
         for finding in findings:

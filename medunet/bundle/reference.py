@@ -7,7 +7,6 @@ the same parts as in ``medunet predict``, on the CPU with one thread.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,12 +136,12 @@ def check_network(root: Path) -> str:
         UnsafeError: the weights are not of this network.
         MedunetError: the network cannot be built.
     """
-    os.environ.setdefault("MONAI_EVAL_EXPR", "0")
     import torch
     from monai.bundle import ConfigParser
 
-    from medunet.bundle.running import explained
+    from medunet.bundle.running import explained, forbid_expressions
 
+    forbid_expressions()
     config = root / "configs" / "inference.yaml"
     with explained(config), torch.device("meta"):
         parser = ConfigParser()

@@ -37,7 +37,7 @@ def load_workflow(bundle: Path, config: str, kind: str, overrides: Mapping[str, 
     path = bundle / "configs" / config
     if not path.is_file():
         raise BundleError(f"{path}: is missing, this is not a bundle; write one with medunet plan")
-    os.environ.setdefault(_NO_EVAL, "0")
+    forbid_expressions()
     from monai.bundle import ConfigWorkflow
 
     for name in ("ignite", "monai.bundle.workflows"):
@@ -52,6 +52,14 @@ def load_workflow(bundle: Path, config: str, kind: str, overrides: Mapping[str, 
     _override(workflow.parser, overrides, path)
     workflow.initialize()
     return workflow
+
+
+def forbid_expressions() -> None:
+    """Let MONAI evaluate no expression of a config, also where it was imported before: it reads the variable once."""
+    os.environ.setdefault(_NO_EVAL, "0")
+    from monai.bundle import ConfigExpression
+
+    ConfigExpression.run_eval = os.environ[_NO_EVAL] != "0"
 
 
 def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:

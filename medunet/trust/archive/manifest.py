@@ -34,6 +34,8 @@ def read_manifest(data: bytes) -> dict[str, Any]:
         raise UnsafeError(f"{MANIFEST}: is not a manifest of the format {FORMAT}; get the bundle again, or pack again")
     if not all(isinstance(content[key], str) for key in ("name", "version")) or not isinstance(content["files"], dict):
         raise UnsafeError(f"{MANIFEST}: name, version or files are not what they should be; refuse it")
+    if any(not content[key].isprintable() or content[key] != content[key].strip() for key in ("name", "version")):
+        raise UnsafeError(f"{MANIFEST}: name or version holds what cannot be seen, and may pass for another; refuse it")
     for name, facts in content["files"].items():
         problem = "lists itself" if name == MANIFEST else name_problem(name)
         if problem:

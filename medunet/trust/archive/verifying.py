@@ -82,6 +82,8 @@ class _Bundle:
 
     source: Path
     file: BinaryIO | None
+    before: os.stat_result | None = None
+    """Of the archive when it was opened."""
     contents: Contents | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     signer: str = ""
@@ -100,7 +102,9 @@ def verified_contents(source: Path, key: Path | None = None) -> Iterator[tuple[V
     pinned = _pinned(key)
     with ExitStack() as stack:
         bundle = _Bundle(source, stack.enter_context(opened(source)))
-        if bundle.file is None:
+        if bundle.file is not None:
+            bundle.before = os.fstat(bundle.file.fileno())
+        else:
             try:
                 bundle.contents = stack.enter_context(folder_contents(source))
             except UnsafeError as error:
@@ -246,13 +250,17 @@ def _pinned(key: Path | None) -> bytes | None:
 
 def _require_unchanged(bundle: _Bundle, checks: list[Check]) -> None:
     """Some checks opened the archive by its name: it has to be the file that is held open."""
-    if bundle.file is None:
+    if bundle.file is None or bundle.before is None:
         return
-    held = os.fstat(bundle.file.fileno())
     try:
-        named = os.stat(bundle.source)
-        same = (held.st_dev, held.st_ino, held.st_size) == (named.st_dev, named.st_ino, named.st_size)
+        same = _state(os.stat(bundle.source)) == _state(os.fstat(bundle.file.fileno())) == _state(bundle.before)
     except OSError:
         same = False
     if not same:
-        checks[0] = Check("members", "failed", "the archive was replaced while it was examined; verify it again")
+        what = "the archive was replaced while it was examined, or written to; verify it again"
+        checks[0] = Check("members", "failed", what)
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -69,9 +69,13 @@ def check_card(card: str, facts: Mapping[str, Any]) -> tuple[Finding, ...]:
 
     Open items of the CLAIM table are the author's to fill in; tables in sections of the author's own are only noted.
     """
-    expected, stated = dict(_cells(write_card(facts))), dict(_cells(card))
+    expected, found = dict(_cells(write_card(facts))), list(_cells(card))
+    stated = dict(found)
     known = {cell[0] for cell in expected}
-    findings = []
+    twice = {cell for cell, count in Counter(cell for cell, _ in found).items() if count > 1 and cell[0] in known}
+    findings = [
+        _finding("danger", cell, stated[cell][1], "stands in two columns of one name") for cell in sorted(twice)
+    ]
     if re.search(r"<t(able|r|d)\b", card, re.I):
         findings.append(
             Finding("danger", "card-number", Place(FILE), "has an HTML table, which is not checked; remove it")

@@ -52,6 +52,14 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
             re.I,
         ),
     ),
+    (
+        "internal-address",  # a machine's full name: with a digit or hyphen, which attributes in code seldom have
+        re.compile(
+            r"(?<![\w.@/-])(?=[\w.-]*[\d-])[A-Za-z][\w-]*(?:\.[\w-]+)*\."
+            r"(?:local|lan|intern|intranet|localdomain|corp)(?![\w(-]|\.\w)",
+            re.I,
+        ),
+    ),
     ("absolute-path", re.compile(r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,4}|/(?!/))[\w$.~%-][^\s\"'<>|]*")),
     ("absolute-path", re.compile(r"(?<![\\\w])\\{2,8}[A-Za-z][\w.-]+\\{1,4}[\w$.-]{2,}[^\s\"'<>|]*")),
     ("absolute-path", re.compile(r"(?<![:\w/\"'<>])//[A-Za-z][\w-]*/[\w$-]+[^\s\"'<>]*")),
@@ -94,7 +102,7 @@ _CONTAINS = {
     "date": re.compile(r"(?:19|20)\d\d"),
     "e-mail": re.compile(r"@|[\[(]at[\])]|%40", re.I),
     "person-name": re.compile(r"\^|[Pp]atient"),
-    "internal-address": re.compile("://"),
+    "internal-address": re.compile(r"://|\.(?:local|lan|intern|intranet|localdomain|corp)", re.I),
     "identifier": re.compile(r"[:=#]|MRN|ccession"),
     "uid": re.compile(r"\d\."),
     "ip-address": re.compile("[.:]"),
@@ -244,6 +252,8 @@ class Names:
         numeric = text[start:end].isdigit()
         if numeric and (re.search(r"[\d.][.,]?$", before) or re.match(r"[.,]\d", after)):
             return False
+        if re.search(r"[^\W\d] \d+$", text[start:end]) and re.match(r"[.,]\d", after):
+            return False  # "liver 1.5" is a word and a number, also where a case is called liver_1
         return kind == "strong" or bool(_SHORT_CONTEXT.search(before))
 
 
@@ -410,6 +420,8 @@ def _telling(word: str) -> bool:
     if _NUMBERED.fullmatch(word.lower()):
         return False
     solid = "".join(_RUN.findall(word))
+    if solid.isdigit() and solid.startswith("0") and int(solid):
+        return len(solid) >= 4  # filled up with zeros, as numbers in prose are not
     return len(solid) >= (6 if solid.isdigit() else 4)
 
 

@@ -23,7 +23,10 @@ _MODES = ("default", "callable")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _TEXT_NODES = (ast.Constant, ast.BinOp, ast.Add, ast.JoinedStr, ast.FormattedValue, ast.Subscript, ast.Name, ast.Load,
                ast.Attribute, ast.Call, ast.Div)  # fmt: skip
+_MAX_MEANINGS = 10_000
+_MAX_PATH = 2000
 _JOINS = ("os.path.join", "str", "pathlib.Path", "Path")
+_PARTS_OF_NAMES = ("output_postfix", "output_ext", "postfix", "extension")
 # Judged under any component and in overlays: the names that MONAI's components look code up by, or unpickle with.
 EVERYWHERE = {"reader": "name", "writer": "name", "merger_cls": "name", "allow_pickle": "pickle",
               "weights_only": "pickle", "pickle_module": "pickle", "_debug_": "debug", "_mode_": "mode",
@@ -35,6 +38,7 @@ class Arguments:
 
     def __init__(self, ids: Ids, scope: Scope) -> None:
         self.ids, self.scope = ids, scope
+        self._rendered: dict[tuple[str, str, int], tuple[str, bool]] = {}
 
     def of_component(self, name: str, component: Component | None, item: Item, place: Place) -> Iterator[Finding]:
         """Every argument of a component's mapping; `component` is None where the name is not known."""
@@ -49,6 +53,8 @@ class Arguments:
                 continue
             here = Place(place.file, f"{place.key}::{key}" if place.key else key, line)
             kind = EVERYWHERE.get(key)
+            if key == "_mode_" and value.value == "callable":
+                yield from handed_on(name, component, here)
             if component is not None and kind is None:
                 if key not in component.arguments:
                     yield code("argument", here, f"gives {name} the argument '{key}', which is not listed for it")
@@ -77,20 +83,21 @@ class Arguments:
 
     def meanings(self, value: Item, place: Place) -> list[Item] | None:
         """The value itself, or what it refers to; lists and mappings are opened. None: it cannot be said."""
-        direct = self.ids.meanings(value, place.key)
-        if direct is None:
-            return None
         found: list[Item] = []
-        for item in direct:
-            if isinstance(item.value, list):
-                for number, child in enumerate(item.value):
-                    below = self.meanings(child, Place(place.file, f"{place.key}::{number}", child.line))
-                    if below is None:
-                        return None
-                    found += below
-            else:
-                found.append(item)
-        return found
+        waiting = [(value, place.key)]
+        for _ in range(_MAX_MEANINGS):
+            if not waiting or len(waiting) > _MAX_MEANINGS:
+                return None if waiting else found
+            current, key = waiting.pop()
+            direct = self.ids.meanings(current, key) if len(key) <= _MAX_PATH else None
+            if direct is None:
+                return None
+            for item in direct:
+                if isinstance(item.value, list):
+                    waiting += [(child, f"{key}::{number}") for number, child in enumerate(item.value)][::-1]
+                else:
+                    found.append(item)
+        return None
 
     def _named(self, name: str, key: str, value: Item, place: Place) -> Iterator[Finding]:
         """An argument by which a component looks code up: only the names of MONAI's own."""
@@ -134,13 +141,15 @@ class Arguments:
         meanings = self.meanings(value, place)
         if meanings is None and written:
             yield code("path", place, f"'{key}' of {name} writes to a path that is not here", "files")
-        for item in meanings or []:
+        for item in (below for meaning in meanings or [] for below in everything(meaning)):
             if not isinstance(item.value, str) or isinstance(item.value, Number):
                 continue
             text, certain = self.rendered(item.value, place.key)
             level, reason = judge_path(text, written)
             if not certain and written and level == "note":
                 level, reason = "code", "writes to a path that it computes"
+            elif key == "data_root_dir" and text and level == "note":
+                level, reason = "code", "says from where results count their folders: they may land on the inputs"
             touches = ("network",) if "network" in reason else ("files",)
             yield Finding(level, "path", place, f"'{key}' of {name} {reason}: {_shown(item)}", touches)
 
@@ -148,13 +157,18 @@ class Arguments:
         """A path as far as it can be told without evaluating it, and whether its parts are all plain."""
         if not text.startswith("$"):
             return text, True
+        if (text, key, depth) not in self._rendered:
+            self._rendered[text, key, depth] = self._render(text, key, depth)
+        return self._rendered[text, key, depth]
+
+    def _render(self, text: str, key: str, depth: int) -> tuple[str, bool]:
         module = parse(substituted(absolute(key, text[1:])))
         if module is None or depth > 8:
             return "", False
         nodes = list(ast.walk(module.body[0]))[1:] if module.body else []
         calls = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
         certain = all(isinstance(node, _TEXT_NODES) for node in nodes) and all(call in _JOINS for call in calls)
-        words = []
+        words: list[str] = []
         for node in _in_order(module):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words.append(node.value)
@@ -164,7 +178,8 @@ class Arguments:
                         word, sure = self.rendered(item.value, node, depth + 1)
                         words.append(word)
                         certain = certain and sure
-        return ("/" if "join" in " ".join(calls) else "").join(words), certain
+        whole = ("/" if "join" in " ".join(calls) else "").join(words)
+        return (whole, certain) if len(whole) <= _MAX_PATH else ("", False)
 
     def _plain(self, name: str, key: str, value: Item, place: Place) -> Iterator[Finding]:
         """A value: text in it must not be the dotted name of something dangerous, nor an address."""
@@ -172,11 +187,22 @@ class Arguments:
             text = item.value
             if not isinstance(text, str) or isinstance(text, Number):
                 continue
+            if key in _PARTS_OF_NAMES and ("/" in text or "\\" in text):
+                yield danger("path", place, f"'{key}' of {name} leads to another folder: {_shown(item)}", "files")
+                continue
             why = dangerous(text.split(".")) if _DOTTED.fullmatch(text) else ""
             if why:
                 yield danger("argument-names-code", place, f"'{key}' of {name} is '{text}', which {why}")
             elif "://" in text and not text.startswith("$"):
                 yield code("network", place, f"'{key}' of {name} is an address: {_shown(item)}", "network")
+
+
+def handed_on(name: str, component: Component | None, place: Place) -> Iterator[Finding]:
+    """A component that is called later: by whom, and with which arguments, is not in the config."""
+    kinds = set(component.arguments.values()) - {""} if component is not None else set()
+    if kinds:
+        made = danger if kinds & {"name", "pickle"} else code
+        yield made("argument", place, f"hands {name} on to be called with arguments that are not here", "code")
 
 
 def overlay(arguments: Arguments, key: str, value: Item, place: Place) -> Iterator[Finding]:

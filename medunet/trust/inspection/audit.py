@@ -16,6 +16,7 @@ from medunet.trust.inspection.members import examine_members
 from medunet.trust.inspection.sources import Entry, entries
 
 _MAX_COST = 4 * 1024 * 1024  # bytes of JSON; YAML takes four times as long
+_VALUE_COST = 20  # of a value, beside its bytes
 _MAX_FINDINGS = 20_000
 _OVERLAY_KEY = re.compile(rb'"[^"\n]{0,200}(?:::|#)[^"\n]{0,200}"\s{0,8}:')
 
@@ -83,11 +84,14 @@ class _Run:
         is_json = entry.name.lower().endswith(".json")
         limit = MAX_JSON_BYTES if is_json else MAX_YAML_BYTES
         self.cost += min(entry.size, limit) * (1 if is_json else 4)
+        data = b""
+        if entry.size <= limit and self.cost <= _MAX_COST:
+            with entry.open() as stream:
+                data = stream.read(limit + 1)
+            self.cost += _VALUE_COST * data.count(b",")
         if entry.size > limit or self.cost > _MAX_COST:
-            self.findings.append(_large(entry))
+            self.findings.append(_large(entry, "/configs/" in f"/{self.below_root(entry.name)}"))
             return []
-        with entry.open() as stream:
-            data = stream.read(limit + 1)
         if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") or data[:1] == b"c":
             self.findings += examine_file(entry)
         text, found = decode(entry.name, data)
@@ -96,7 +100,7 @@ class _Run:
         return [Config(entry.name, self.below_root(entry.name), tuple(roots))]
 
 
-def _large(entry: Entry) -> Finding:
+def _large(entry: Entry, is_config: bool) -> Finding:
     """A data file in JSON may be large, as long as nothing in it can be a component or an expression."""
     tail = b""
     with entry.open() as stream:
@@ -109,7 +113,7 @@ def _large(entry: Entry) -> Finding:
                     "limits", Place(entry.name), "is too large to be read and may hold components or expressions"
                 )
             tail = text[-1024:]
-    if entry.name.lower().endswith(".json"):
+    if entry.name.lower().endswith(".json") and not is_config:
         return note("limits", Place(entry.name), "is large data without components or expressions; it was not read")
     return danger("limits", Place(entry.name), "is larger than any config")
 

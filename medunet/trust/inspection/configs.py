@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from medunet.trust.findings import Finding, Place, code, danger, note
-from medunet.trust.inspection.arguments import Arguments, overlay
+from medunet.trust.inspection.arguments import EVERYWHERE, SPECIAL, Arguments, handed_on, overlay
 from medunet.trust.inspection.characters import looks_special, odd_characters
 from medunet.trust.inspection.documents import Item, Number
 from medunet.trust.inspection.expressions import Judgement, Scope, imports, judge
@@ -25,6 +25,7 @@ from medunet.trust.inspection.references import (
 )
 from medunet.trust.inspection.targets import judge_name, table
 
+_MAX_LETTERS = 400_000
 _CODE_LETTERS = re.compile(r"['\"()\[\]{}=;\\`]")
 _WORKFLOW_KEYS = ("workflow_name", "logging_file", "meta_file", "config_file", "args_file", "tracking",
                   "properties_path")  # fmt: skip
@@ -58,7 +59,7 @@ class ConfigAudit:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        self.ids = Ids()
+        self.ids, self.letters = Ids(), 0
         self.modules: dict[str, bool] = {}
         for config in self.configs:
             for root in config.roots:
@@ -93,6 +94,8 @@ class ConfigAudit:
                     yield code("config", Place(config.file, "", root.line), "is a config that is not a mapping")
                 yield from self._walk(config, root, "", "")
                 yield from self._overlays(config, root)
+        for item_id, problem in self.ids.problems.items():
+            yield danger("limits", Place("configs", item_id), f"'{item_id}' {problem}")
 
     def _walk(self, config: Config, item: Item, key: str, item_id: str) -> Iterator[Finding]:
         place = Place(config.file, key, item.line)
@@ -148,6 +151,10 @@ class ConfigAudit:
                 yield danger("module", place, f"hands an imported module on ({final}), with all it can do")
 
     def _expression(self, original: str, final: str, place: Place) -> Iterator[Finding]:
+        self.letters += len(final)
+        if self.letters > _MAX_LETTERS:
+            yield danger("limits", place, f"there are expressions of more than {_MAX_LETTERS} characters in all")
+            return
         found = judge(substituted(final[1:]), original, self.scope)
         for reference in found.references:
             if self._reaches_module(reference):
@@ -180,9 +187,14 @@ class ConfigAudit:
             if component is None:
                 continue
             names = list(component.arguments)
+            risky = any(component.arguments.values())
             given = list(zip(names, call.args, strict=False)) + [(k.arg or "?", k.value) for k in call.keywords]
+            if any(isinstance(value, ast.Starred) for value in call.args):
+                yield from handed_on(called, component, place)
+            if risky and (len(call.args) > len(names) or any(name not in names for name, _ in given)):
+                yield code("argument", place, f"gives {called} arguments that are not listed for it")
             for name, value in given:
-                kind = component.arguments.get(name, "")
+                kind = EVERYWHERE.get(name) or component.arguments.get(name, "")
                 text = value.value if isinstance(value, ast.Constant) else "$" + ast.unparse(value)
                 if kind and isinstance(text, (str, bool, type(None))):
                     item = Item(text, place.line)
@@ -260,12 +272,17 @@ class ConfigAudit:
                         yield finding
             return
         yield from overlay(self.arguments, last, value, place)
-        for item in self.ids.at(base):
-            for name, _, target in item.pairs:
-                component = table().get(target.value) if name == "_target_" and isinstance(target.value, str) else None
-                kind = component.arguments.get(last, "") if component else ""
-                if kind and component:
-                    yield from self.arguments.one(str(target.value), last, kind, value, place)
+        names = dict.fromkeys(str(target.value) for target in self.ids.at(f"{base}{SEPARATOR}_target_"))
+        known = {name: component for name in names if (component := table().get(name))}
+        for name, component in known.items():
+            if last == "_mode_" and value.value == "callable":
+                yield from handed_on(name, component, place)
+            elif kind := component.arguments.get(last, ""):
+                yield from self.arguments.one(name, last, kind, value, place)
+        listed = last in SPECIAL or last in EVERYWHERE or any(last in made.arguments for made in known.values())
+        if known and not listed:
+            what = f"gives {' or '.join(known)} the argument '{last}', which is not listed for it"
+            yield code("argument", place, what)
 
 
 def _join(key: str, child: str) -> str:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from medunet.trust.findings import Finding, Place, code, danger, note
 from medunet.trust.inspection.documents import decode
 from medunet.trust.inspection.logging_conf import examine_logging, is_logging_conf
-from medunet.trust.inspection.pickles import describe, text_pickle
+from medunet.trust.inspection.pickles import PickleScan, describe, text_pickle
 from medunet.trust.inspection.sources import Entry
 from medunet.trust.inspection.weights import NUMPY, examine_numpy, examine_pickle, examine_zip, looks_like_pickle
 from medunet.trust.inspection.words import words
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 _TEXT_LIMIT = 8 * 1024 * 1024
+_PICKLE_LIMIT = 256 * 1024 * 1024
 _PYTHON = (".py", ".pyw", ".pyi", ".pyx", ".ipynb")
 _COMPILED = (".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".exe", ".com", ".scr", ".msi", ".jar", ".class",
              ".wasm", ".node", ".egg", ".whl", ".o", ".a", ".ko", ".deb", ".rpm", ".apk")  # fmt: skip
@@ -68,11 +69,12 @@ def examine_file(entry: Entry) -> Iterator[Finding]:
             found = list(examine_numpy(head, place))
             yield from found or [note("weights", place, "is a NumPy array of plain numbers")]
         else:
-            yield from _other(stream.read(_TEXT_LIMIT), entry, name, place)
+            scan = text_pickle(stream, _PICKLE_LIMIT)
+            stream.seek(0)
+            yield from _other(stream.read(_TEXT_LIMIT), scan, entry, name, place)
 
 
-def _other(data: bytes, entry: Entry, name: str, place: Place) -> Iterator[Finding]:
-    scan = text_pickle(data)
+def _other(data: bytes, scan: PickleScan | None, entry: Entry, name: str, place: Place) -> Iterator[Finding]:
     if scan is not None:
         found = list(describe(scan)) or ["is a pickle in text"]
         yield from (danger("pickle", place, problem, "processes", "files", "network", "code") for problem in found)
@@ -83,6 +85,8 @@ def _other(data: bytes, entry: Entry, name: str, place: Place) -> Iterator[Findi
     elif name.endswith(".pth") and re.search(rb"^\s*import\s", data[:65536], re.MULTILINE):
         yield danger("startup-file", place, "is a path file that Python would run at its start")
     elif name.endswith((".conf", ".ini")):
+        if entry.size > _TEXT_LIMIT:
+            yield danger("limits", place, "is larger than any file of settings")
         yield from _settings(data, place)
     elif data[257:262] == b"ustar" or data[:6] in (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07") or _is_packed(data, name):
         yield code("nested-archive", place, "is an archive in the bundle, not examined further", "files")

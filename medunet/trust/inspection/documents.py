@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from medunet.trust.findings import Finding, Place, danger, note
-from medunet.trust.inspection.jsontext import JsonError, JsonNumber, parse_json
+from medunet.trust.inspection.jsontext import MAX_NAME, JsonError, JsonNumber, parse_json
 
 MAX_DEPTH = 60
 MAX_NODES = 60_000
@@ -88,6 +88,11 @@ def decode(name: str, data: bytes) -> tuple[str, list[Finding]]:
         data = data[3:]
     if b"\x00" in data:
         return "", [danger("encoding", Place(name, "", _line_at(data)), "contains NUL bytes")]
+    for mark, code in ((b"\xc2\x85", "0085"), (b"\xe2\x80\xa8", "2028"), (b"\xe2\x80\xa9", "2029")):
+        if mark in data and not name.lower().endswith(".json"):
+            line = data[: data.index(mark)].count(b"\n") + 1
+            what = f"holds U+{code}, which ends a line in UTF-8 and does not in other encodings"
+            found.append(danger("encoding", Place(name, "", line), what))
     try:
         return data.decode("utf-8"), found
     except UnicodeDecodeError as error:
@@ -236,6 +241,8 @@ class _YamlItems:
             else:
                 text = self.scalar(key_node, key)
                 word = "None" if text is None else str(text)
+                if len(word) > MAX_NAME:
+                    raise _TooMuch(f"has a key of more than {MAX_NAME} characters")
                 pairs.append((word, line, self.item(value_node, _below(key, word))))
         _duplicates(self.name, key, tuple(pairs), self.findings)
         own = {name for name, _, _ in pairs}

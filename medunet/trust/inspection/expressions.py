@@ -17,6 +17,7 @@ from medunet.trust.inspection.targets import dangerous, is_dangerous_attribute, 
 from medunet.trust.inspection.words import words
 
 MAX_LENGTH = 4000
+_MAX_DEPTH = 150
 _DEFAULTS = {"monai": "monai", "torch": "torch", "np": "numpy", "numpy": "numpy"}
 _IMPORTS = {"glob", "os", "os.path", "math", "json", "random", "datetime", "re", "numpy", "torch", "monai", "pathlib"}
 _BUILTINS = words(
@@ -113,9 +114,20 @@ def parse(text: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(text)
+            tree = ast.parse(text)
+        return tree if _is_shallow(tree) else None
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return None
+
+
+def _is_shallow(tree: ast.AST) -> bool:
+    """Whether a tree can be walked by functions that call themselves."""
+    level = [tree]
+    for _ in range(_MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return True
+    return False
 
 
 def imports(text: str) -> tuple[str, str] | None:
@@ -137,7 +149,7 @@ def judge(text: str, original: str, scope: Scope) -> Judgement:
         return result
     tree = parse(text)
     if tree is None or not tree.body:
-        result.say("danger", "cannot be read as Python")
+        result.say("danger", "cannot be read as Python, or is nested too deeply")
         return result
     if REFS in original:
         result.say("danger", "names MONAI's internal table of references")

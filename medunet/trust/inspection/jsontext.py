@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from json import JSONDecodeError, decoder
 from typing import Any
 
+MAX_NAME = 500
 _scanstring: Any = decoder.scanstring  # type: ignore[attr-defined]
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?", re.ASCII)
@@ -125,6 +126,8 @@ class _Parser:
             if self.text[at : at + 1] != '"':
                 raise JsonError("a name in quotes is expected", at)
             name = self.string(at)
+            if len(name) > MAX_NAME:
+                raise JsonError(f"a name longer than {MAX_NAME} characters", at, limit=True)
             at = self.skip(self.end)
             if self.text[at : at + 1] != ":":
                 raise JsonError("':' is expected", at)

@@ -29,6 +29,7 @@ def is_logging_conf(text: str) -> bool:
 
 def examine_logging(name: str, text: str) -> Iterator[Finding]:
     """Every field that Python would evaluate or import."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python opens the file
     parser = configparser.RawConfigParser(strict=True)
     try:
         parser.read_string(text)

@@ -14,6 +14,7 @@ MAX_OPCODES = 1_000_000
 MAX_ARGUMENT = 64 * 1024 * 1024
 _MAX_MEMO = 1_000_000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_FIRST = b"c(]})lidSVNIJKLMGTUXFBCP\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96\x97"
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 _DTYPES = words(
     """float16 float32 float64 bfloat16 complex32 complex64 complex128 bool int8 int16 int32 int64 uint8 uint16 uint32
@@ -215,12 +216,14 @@ class _Machine:
             pass
 
 
-def text_pickle(data: bytes) -> PickleScan | None:
-    """A scan, when data without the mark of a pickle are one all the same (protocols 0 and 1)."""
-    if not data or data[:1] not in b"c(]})lidSVNIJKLMGTUXF\x8c\x95i":
+def text_pickle(stream: BinaryIO, limit: int) -> PickleScan | None:
+    """A scan, when data without the mark of a pickle are one all the same: the first instruction may be another."""
+    first = stream.read(1)
+    stream.seek(0)
+    if not first or first not in _FIRST:
         return None
     scan = PickleScan()
-    _scan_one(_Bounded(io.BytesIO(data), len(data) + 1), scan)
+    _scan_one(_Bounded(stream, limit), scan)
     return scan if scan.ended and (scan.globals or scan.calls) else None
 
 

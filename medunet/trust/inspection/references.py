@@ -18,7 +18,9 @@ ID_PATTERN = re.compile(r"@(?:\w*)(?:::\w*)*")
 _RELATIVE = re.compile(r"(?:@|%)(?:::)+")
 _FILE_PART = re.compile(r"(.*\.(json|yaml|yml)(?=(?:::.*)|$))", re.IGNORECASE)
 _MAX_STEPS = 200
+_MAX_ALL_STEPS = 300_000
 _MAX_CANDIDATES = 50
+_MAX_ID = 500
 
 
 def normal(text: str) -> str:
@@ -73,6 +75,8 @@ class Ids:
 
     def __init__(self) -> None:
         self._items: dict[str, list[Item]] = {}
+        self._steps = 0
+        self.problems: dict[str, str] = {}
 
     def add(self, root: Item, prefix: str = "") -> None:
         """Know every item below `root`; ``+`` and ``a::b`` at the top are how one config changes another."""
@@ -80,13 +84,19 @@ class Ids:
             self._add(item, SEPARATOR.join(part for part in (prefix, normal(key.removeprefix("+"))) if part))
 
     def _add(self, item: Item, item_id: str) -> None:
+        if len(item_id) > _MAX_ID:
+            self.problems[item_id[:60]] = f"begins an id of more than {_MAX_ID} characters; it was not judged"
+            return
         self._items.setdefault(item_id, []).append(item)
         for key, child in item.children():
             self._add(child, f"{item_id}{SEPARATOR}{key}")
 
     def at(self, item_id: str) -> list[Item]:
-        """All items with this id."""
-        return self._items.get(item_id, [])[:_MAX_CANDIDATES]
+        """All items with this id; where there are too many, that is noted as a problem."""
+        found = self._items.get(item_id, [])
+        if len(found) > _MAX_CANDIDATES:
+            self.problems[item_id] = f"is given in more than {_MAX_CANDIDATES} places; not all were judged"
+        return found[:_MAX_CANDIDATES]
 
     def below(self, item_id: str) -> Iterator[Item]:
         """All items with this id and everything below them."""
@@ -100,6 +110,9 @@ class Ids:
         for _ in range(_MAX_STEPS):
             if not waiting:
                 return found
+            self._steps += 1
+            if self._steps > _MAX_ALL_STEPS:
+                return None
             current, here = waiting.pop()
             target = self._target(current, here)
             if target is None:
