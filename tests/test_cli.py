@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import medunet.cli.main as cli
+from medunet.cli import options
 from medunet.data.volume import read_label, read_volume, write_image, write_label
 from tests.dicom_phantom import make_series
 
@@ -165,6 +167,29 @@ def test_bad_plan_options(run: Run, phantom_dataset: Path, tmp_path: Path, words
     assert code == 2
     assert message in err
     assert not (tmp_path / "b").exists()
+
+
+def test_options_of_a_plan_win_over_its_overlays(tmp_path: Path) -> None:
+    overlay = tmp_path / "large.yaml"
+    overlay.write_text("memory: 24GB\ndevice: cuda\nbase_channels: 48\n")
+    nothing = (None, None)
+    budget, chosen = options.plan_options(None, None, None, nothing, [str(overlay)], [])
+    assert (budget.memory, budget.device, chosen) == (24 * 10**9, "cuda", {"base_channels": 48})
+    budget, chosen = options.plan_options(None, "cpu", "8GB", nothing, [str(overlay)], ["base_channels=16"])
+    assert (budget.memory, budget.device, chosen) == (8 * 10**9, "cpu", {"base_channels": 16})
+    assert options.plan_options(None, "cpu", None, nothing, [], [])[0].memory == 8 * 10**9
+
+
+def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    code, out, err = run("train", bundle, "--config", "sgd_poly", "--epochs", "1", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Dice" in out
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["optimizer"]["param_groups"][0]["nesterov"]
+    code, _, err = run("train", bundle, "--config", "nowhere")
+    assert code == 2
+    assert "nowhere: overlay is missing; give a YAML file or one of adam, dice_heavy" in err
 
 
 def test_unknown_verbs_and_options_are_usage_errors(run: Run) -> None:

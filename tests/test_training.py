@@ -21,7 +21,7 @@ from torch import nn
 
 from medunet import verbs
 from medunet.bundle.running import load_workflow
-from medunet.errors import BundleError, DatasetError, MedunetError, TrainingError
+from medunet.errors import BundleError, DatasetError, TrainingError
 from medunet.training import (
     Budget,
     CaseSampler,
@@ -193,6 +193,26 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
     last.unlink()
     with pytest.raises(BundleError, match="there is nothing to resume"):
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
+
+
+def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:
+    """Another fold would be validated on cases that the weights were trained on."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "resume": True, "device::name": "cpu", "train::trainer::max_epochs": 1}
+    with pytest.raises(BundleError, match=r"is of fold 0, which was trained on cases that fold 1 holds out"):
+        verbs.train(bundle, 1, values)
+    paths = verbs.train(bundle, "all", values)
+    logs = [path.with_name("log.jsonl").read_text().splitlines() for path in paths]
+    first, *others = (max(json.loads(row).get("step", 0) for row in rows) for rows in logs)
+    assert first == 6
+    assert others
+    assert set(others) == {3}  # an epoch, from random weights
+
+
+def test_a_report_that_is_made_again_shows_the_patches_too(trained_bundle: Path, tmp_path: Path) -> None:
+    made = (trained_bundle / "eval" / "fold_0" / "report.html").read_text()
+    again = verbs.report(trained_bundle, tmp_path / "report.html").read_text()
+    assert made.count("augmented patches") == again.count("augmented patches") == 1
 
 
 def test_a_finished_run_is_extended_only_when_that_is_asked(trained_bundle: Path, tmp_path: Path) -> None:
@@ -369,7 +389,7 @@ def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None
 
 def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
-    with pytest.raises(MedunetError, match=r"the loss became nan at step \d+; train again with a lower learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss is not a number, .* with --resume and a smaller learning rate"):
         verbs.train(bundle, 0, {"quiet": True, "optimizer::lr": 1e30, "device::name": "cpu"})
 
 

@@ -25,6 +25,10 @@ state = Printer()
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="dataset folder, datalist file or index JSON")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle folder")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
+Overlays = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="OVERLAY", help="change several values: a file or a shipped name; repeatable"),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
 AllowGaps = Annotated[
@@ -65,11 +69,11 @@ def plan(
     dataset: DatasetArgument,
     bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="write the bundle here")],
     dims: Annotated[int | None, typer.Option("--dims", help="2 or 3; chosen from the data when not given")] = None,
-    device: Device = "auto",
-    memory: Annotated[str, typer.Option("--memory", help="what a training step may take")] = "8GB",
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (auto)")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="what a training step may take (8GB)")] = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
-    config: Annotated[list[str] | None, typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
+    config: Overlays = None,
     settings: Set = None,
     explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
     allow_gaps: AllowGaps = False,
@@ -96,12 +100,13 @@ def train(
         Path | None, typer.Option("--init", metavar="BUNDLE", help="begin with the weights of another bundle")
     ] = None,
     device: Device = "auto",
+    config: Overlays = None,
     settings: Set = None,
 ) -> None:
     """Train a bundle; leaves weights, scores and a report in it."""
     from medunet import verbs
 
-    overrides = options.train_options((minutes, epochs), resume, device, settings or [])
+    overrides = options.train_options((minutes, epochs), resume, device, config or [], settings or [])
     if init is not None:
         overrides["init"] = str(init.resolve())
     overrides.setdefault("quiet", state.quiet)

@@ -18,6 +18,8 @@ _HEADINGS = {
     "precision": "precision", "volume_error_ml": "volume error ml", "lesion_sensitivity": "lesions found",
 }  # fmt: skip
 MOST_PICTURES = 60
+SAMPLES = "samples.png"
+"""Augmented training patches, beside the scores of a fold."""
 
 
 def write_report(

@@ -10,7 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 
-from medunet.data.atomic import write_json
+from medunet.data.atomic import write_json, write_with
 from medunet.data.grid import Grid
 from medunet.data.reader import geometry_of, sources_of
 from medunet.data.transforms import grid_of
@@ -150,10 +150,14 @@ class Validation:
 def write_fold(
     log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any], samples: bytes | None
 ) -> None:
-    """Write ``scores.json`` and ``report.html`` of a fold; `samples`: a PNG of augmented patches."""
+    """Write ``scores.json`` and ``report.html`` of a fold; `samples`: a PNG of augmented patches, kept beside them."""
     content = scores.summarise(metric.cases, metric.labels, dict(extra))
     scores.write_scores(log.folder / "scores.json", content)
     log.write("scores", dice=content["summary"]["dice"]["mean"])
+    if samples is None:
+        (log.folder / report.SAMPLES).unlink(missing_ok=True)
+    else:
+        write_with(log.folder / report.SAMPLES, lambda path: path.write_bytes(samples))
     title = f"{plan['name']}, {log.folder.name.replace('_', ' ')}"
     values = {key: value for key, value in plan.items() if key != "reasons"}
     report.write_report(
