@@ -306,6 +306,12 @@ def test_predict_does_what_it_can_and_then_only_what_is_missing(
     code, text, _ = run("predict", trained_bundle, images, "-o", out, "--device", "cpu")
     assert code == 0
     assert text.count("already done") == 6
+    other = Path(shutil.copytree(images, tmp_path / "others", ignore=shutil.ignore_patterns("sub")))
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
+    assert (code, text.count("already done")) == (0, 0)  # equal names are not equal patients
+    (other / "phantom_001.nii.gz").touch()
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
+    assert text.count("already done") == 5  # one was changed since
     code, text, _ = run(
         "predict", trained_bundle, images, "-o", out, "--device", "cpu", "--mirror", "--overlap", "0.25"
     )

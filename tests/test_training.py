@@ -209,6 +209,22 @@ def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tm
     assert set(others) == {3}  # an epoch, from random weights
 
 
+def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
+
+    def stop() -> None:
+        validation.stopped = True
+        trainer.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
+    trainer.run()
+    assert (bundle / "models" / "model.pt").is_file()
+    assert not [path for path in (bundle / "eval" / "fold_0").iterdir() if path.name.startswith(("scores", "report"))]
+
+
 def test_a_report_that_is_made_again_shows_the_patches_too(trained_bundle: Path, tmp_path: Path) -> None:
     made = (trained_bundle / "eval" / "fold_0" / "report.html").read_text()
     again = verbs.report(trained_bundle, tmp_path / "report.html").read_text()

@@ -117,6 +117,7 @@ class Validation:
         engine.add_event_handler(Events.COMPLETED, self._final)
 
     def _between(self, engine: Engine) -> None:
+        forget_scores(self.log.folder)
         epoch, last = int(engine.state.epoch), int(engine.state.max_epochs or 0)
         if epoch >= last or epoch % self.budget.interval:
             return
@@ -137,6 +138,7 @@ class Validation:
             return
         if self.stopped or not len(self.validator.data_loader):
             self.checkpoints.save_if_none()
+            forget_scores(self.log.folder)
             return
         self.metric.full, self.metric.folder = True, self.log.folder / "predictions"
         self._run(engine)
@@ -164,6 +166,13 @@ def write_fold(
         content, log.folder / "report.html",
         title=title, plan=values, reasons=plan["reasons"], log=log.rows(), samples=samples,
     )  # fmt: skip
+
+
+def forget_scores(folder: Path) -> None:
+    """Remove what an earlier run said of weights that are there no longer; a bundle would be packed with it."""
+    if is_main_process():
+        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES):
+            (folder / name).unlink(missing_ok=True)
 
 
 class ScoresWriter:
