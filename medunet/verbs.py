@@ -89,11 +89,11 @@ def train(bundle: StrPath, fold: int | str = 0, overrides: Mapping[str, Any] | N
     Raises:
         MedunetError: with one sentence, whatever went wrong.
     """
+    root, values = _bundle(bundle), dict(overrides or {})
     from medunet.bundle.running import train_bundle
     from medunet.training.cases import load_index
     from medunet.training.checkpoints import fold_of_checkpoint
 
-    root, values = _bundle(bundle), dict(overrides or {})
     chosen = values.pop("fold", fold)
     if chosen == "all":
         dataset_dir = values.get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
@@ -127,13 +127,11 @@ def predict(
     Raises:
         MedunetError: the bundle or the inputs cannot be used at all; a case that fails is told in its result.
     """
-    from medunet.inference.inputs import find_cases
-    from medunet.inference.runner import segment_cases
-
-    root = _bundle(bundle)
-    output = Path(output_dir)
+    root, output = _bundle(bundle), Path(output_dir)
     from medunet.bundle import read_plan
     from medunet.bundle.segmenting import load_segmenter
+    from medunet.inference.inputs import find_cases
+    from medunet.inference.runner import segment_cases
 
     cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
     segmenter = load_segmenter(root, {"output_dir": str(output), **(overrides or {})})

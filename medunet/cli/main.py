@@ -53,7 +53,7 @@ def index(
     on_problem: Annotated[str, typer.Option("--on-problem", help="stop, or skip cases with problems")] = "stop",
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """Recognise a dataset, check every case, and list what was found."""
+    """Recognise a dataset and check every case."""
     from medunet import verbs
     from medunet.data.atomic import write_json
 
@@ -78,7 +78,7 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """Plan a training run for a dataset and write it as a MONAI bundle."""
+    """Plan a run and write it as a MONAI bundle."""
     from medunet import verbs
     from medunet.bundle.writer import explain as rows
 
@@ -103,7 +103,10 @@ def train(
     config: Overlays = None,
     settings: Set = None,
 ) -> None:
-    """Train a bundle; leaves weights, scores and a report in it."""
+    """Train a bundle.
+
+    Leaves weights, scores and a report in it.
+    """
     from medunet import verbs
 
     overrides = options.train_options((minutes, epochs), resume, device, config or [], settings or [])
@@ -112,6 +115,8 @@ def train(
     overrides.setdefault("quiet", state.quiet)
     for path in verbs.train(bundle, options.fold(fold), overrides):
         state.scores(path)
+        if path.with_name("report.html").is_file():
+            state.say(f"open {path.with_name('report.html')} in a browser")
 
 
 @app.command()
@@ -135,7 +140,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also keep class probabilities")] = False,
     force: Annotated[bool, typer.Option("--force", help="predict inputs that the model was not made for")] = False,
 ) -> None:
-    """Segment volumes with a trained bundle, each onto its own grid."""
+    """Segment volumes, each onto its own grid."""
     from medunet import verbs
 
     options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
@@ -184,7 +189,7 @@ def dicom(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the list here")] = None,
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """List the DICOM series of a folder with a geometry verdict each."""
+    """List DICOM series, with a verdict on each."""
     from medunet import verbs
     from medunet.data.atomic import write_json
 
@@ -199,7 +204,10 @@ def inspect(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|ZIP", help="bundle folder or zip file, from anywhere")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all findings here")] = None,
 ) -> None:
-    """Examine a MONAI bundle without running anything of it; exit code 0 safe, 1 loads code, 3 refused."""
+    """Examine a bundle without running it.
+
+    Any MONAI bundle, folder or zip. Exit code 0: safe to load, 1: loads code, 3: refused.
+    """
     from medunet import verbs
     from medunet.data.atomic import write_json
     from medunet.trust.inspection.verdict_text import verdict_text
@@ -216,7 +224,10 @@ def inspect(
 def demo(
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="work here")] = Path("demo-output"),
 ) -> None:
-    """The whole journey on phantom data in a few minutes: plan, train, predict, evaluate, report."""
+    """The whole journey on phantom data.
+
+    Plan, train, predict, evaluate and report, in a few minutes.
+    """
     from medunet.cli.demo import run_demo
 
     run_demo(output, state)

@@ -85,9 +85,13 @@ class Log:
 
     def plan(self, engine: Engine, interval: int) -> None:
         """Say what is ahead."""
-        steps = total_steps(engine)
+        steps, done = total_steps(engine), engine.state.iteration
         self.write("start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval)
-        self.say(f"training {steps} steps, validating every {interval * int(engine.state.epoch_length or 1)}")
+        if int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
+            self.say(f"the run is finished after {steps} steps; --resume with --minutes or --epochs trains more")
+            return
+        ahead = f"training on from step {done} to {steps}" if done else f"training {steps} steps"
+        self.say(f"{ahead}, validating every {interval * int(engine.state.epoch_length or 1)}")
 
     def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:
         """Note a validation."""
