@@ -125,9 +125,11 @@ def predict(
     each case that is finished, `say` with what is known before the first one starts: the backend, and an estimate.
 
     Raises:
-        MedunetError: the bundle or the inputs cannot be used at all; a case that fails is told in its result.
+        MedunetError: bundle, inputs or output folder cannot be used at all; a case that fails is told in its result.
     """
     root, output = _bundle(bundle), Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; give a folder for the results")
     from medunet.bundle import read_plan
     from medunet.bundle.segmenting import load_segmenter
     from medunet.inference.inputs import find_cases

@@ -180,6 +180,17 @@ def test_options_of_a_plan_win_over_its_overlays(tmp_path: Path) -> None:
     assert options.plan_options(None, "cpu", None, nothing, [], [])[0].memory == 8 * 10**9
 
 
+def test_places_that_cannot_be_written_are_named(run: Run, trained_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    file, folder, labels = tmp_path / "file", tmp_path / "folder", dataset / "labelsTr"
+    file.write_text("")
+    folder.mkdir()
+    code, _, err = run("predict", trained_bundle, first(dataset / "imagesTr"), "-o", file)
+    assert (code, err) == (2, f"medunet: {file}: is a file; give a folder for the results\n")
+    code, _, err = run("evaluate", labels, labels, "-o", folder)
+    assert code == 2
+    assert f"{folder}: cannot be read or written (Is a directory); give another path" in err
+
+
 def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     code, out, err = run("train", bundle, "--config", "sgd_poly", "--epochs", "1", "--device", "cpu")
@@ -187,6 +198,9 @@ def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: 
     assert "Dice" in out
     last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
     assert last["optimizer"]["param_groups"][0]["nesterov"]
+    code, out, _ = run("train", bundle, "--config", "sgd_poly", "--resume", "--device", "cpu")
+    assert "the run is finished after 3 steps; --resume with --minutes or --epochs trains more" in out
+    assert f"open {bundle / 'eval' / 'fold_0' / 'report.html'} in a browser" in out
     code, _, err = run("train", bundle, "--config", "nowhere")
     assert code == 2
     assert "nowhere: overlay is missing; give a YAML file or one of adam, dice_heavy" in err

@@ -263,4 +263,7 @@ def _unexpected(error: Exception) -> int:
     if show is not None:
         show()
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.filename and not state.debug:
+        path = error.filename2 or error.filename
+        return _fail(f"{path}: cannot be read or written ({error.strerror}); give another path", 2)
     return _fail(error if state.debug else f"{type(error).__name__}: {error} (--debug shows where)", 2)
