@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+_AFRESH = {"resume": False, "more": False}
+
 
 def index(
     dataset: StrPath, on_problem: str = "stop", progress: Progress | None = None, *, allow_gaps: bool = False
@@ -81,21 +83,27 @@ def train(bundle: StrPath, fold: int | str = 0, overrides: Mapping[str, Any] | N
     """Train a fold, or ``all`` folds that have patients of their own one after the other; the folds' scores.
 
     `overrides` are MONAI's ``KEY: value`` pairs, such as ``{"optimizer::lr": 0.001, "minutes": 10}``.
-    The weights that stay in ``models/model.pt`` are those of the last fold trained.
+    The weights that stay in ``models/model.pt`` are those of the last fold trained. To resume ``all`` is to go on with
+    the fold of the last checkpoint and then with those behind it.
 
     Raises:
         MedunetError: with one sentence, whatever went wrong.
     """
+    root, values = _bundle(bundle), dict(overrides or {})
     from medunet.bundle.running import train_bundle
     from medunet.training.cases import load_index
+    from medunet.training.checkpoints import fold_of_checkpoint
 
-    root = _bundle(bundle)
-    folds = [fold]
-    if fold == "all":
-        dataset_dir = (overrides or {}).get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
+    chosen = values.pop("fold", fold)
+    if chosen == "all":
+        dataset_dir = values.get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
         folds = list(load_index(str(root), dataset_dir).filled_folds())
+        begun = fold_of_checkpoint(root) if values.get("resume") else folds[0]
+    else:
+        folds, begun = [int(chosen)], int(chosen)
     for number in folds:
-        train_bundle(root, {"fold": int(number), **(overrides or {})})
+        if number >= begun:
+            train_bundle(root, {**values, "fold": number, **({} if number == begun else _AFRESH)})
     return [root / "eval" / f"fold_{number}" / "scores.json" for number in folds]
 
 
@@ -117,15 +125,15 @@ def predict(
     each case that is finished, `say` with what is known before the first one starts: the backend, and an estimate.
 
     Raises:
-        MedunetError: the bundle or the inputs cannot be used at all; a case that fails is told in its result.
+        MedunetError: bundle, inputs or output folder cannot be used at all; a case that fails is told in its result.
     """
-    from medunet.inference.inputs import find_cases
-    from medunet.inference.runner import segment_cases
-
-    root = _bundle(bundle)
-    output = Path(output_dir)
+    root, output = _bundle(bundle), Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; give a folder for the results")
     from medunet.bundle import read_plan
     from medunet.bundle.segmenting import load_segmenter
+    from medunet.inference.inputs import find_cases
+    from medunet.inference.runner import segment_cases
 
     cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
     segmenter = load_segmenter(root, {"output_dir": str(output), **(overrides or {})})
@@ -162,6 +170,7 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     found = path if path.is_file() else _first_scores(path)
     target = Path(output) if output else found.with_name("report.html")
     block, log = _context(found)
+    page = found.with_name(room.SAMPLES)
     values = {key: value for key, value in block.items() if key != "reasons"} if block else None
     room.write_report(
         scores.read_scores(found),
@@ -173,6 +182,7 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
         reasons=block["reasons"] if block else None,
         log=log,
         base=found.parent,
+        samples=page.read_bytes() if page.is_file() else None,
     )
     return target
 

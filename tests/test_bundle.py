@@ -194,7 +194,9 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     parser["device::name"] = "cpu"
     assert parser.get_parsed_content("optimizer") is not None
     assert parser.get_parsed_content("loss") is not None
-    assert len(parser.get_parsed_content("train::handlers")) == 9
+    handlers = [type(handler).__name__ for handler in parser.get_parsed_content("train::handlers")]
+    assert handlers == ["Guards", "WeightAverage", "InitialWeights", *["Attached"] * 5, "Stopping"]
+    assert parser.get_parsed_content("schedule").decay == ("poly" if overlay == "sgd_poly.yaml" else "cosine")
 
 
 def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:

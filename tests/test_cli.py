@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import medunet.cli.main as cli
+from medunet.cli import options
 from medunet.data.volume import read_label, read_volume, write_image, write_label
 from tests.dicom_phantom import make_series
 
@@ -167,6 +169,43 @@ def test_bad_plan_options(run: Run, phantom_dataset: Path, tmp_path: Path, words
     assert not (tmp_path / "b").exists()
 
 
+def test_options_of_a_plan_win_over_its_overlays(tmp_path: Path) -> None:
+    overlay = tmp_path / "large.yaml"
+    overlay.write_text("memory: 24GB\ndevice: cuda\nbase_channels: 48\n")
+    nothing = (None, None)
+    budget, chosen = options.plan_options(None, None, None, nothing, [str(overlay)], [])
+    assert (budget.memory, budget.device, chosen) == (24 * 10**9, "cuda", {"base_channels": 48})
+    budget, chosen = options.plan_options(None, "cpu", "8GB", nothing, [str(overlay)], ["base_channels=16"])
+    assert (budget.memory, budget.device, chosen) == (8 * 10**9, "cpu", {"base_channels": 16})
+    assert options.plan_options(None, "cpu", None, nothing, [], [])[0].memory == 8 * 10**9
+
+
+def test_places_that_cannot_be_written_are_named(run: Run, trained_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    file, folder, labels = tmp_path / "file", tmp_path / "folder", dataset / "labelsTr"
+    file.write_text("")
+    folder.mkdir()
+    code, _, err = run("predict", trained_bundle, first(dataset / "imagesTr"), "-o", file)
+    assert (code, err) == (2, f"medunet: {file}: is a file; give a folder for the results\n")
+    code, _, err = run("evaluate", labels, labels, "-o", folder)
+    assert code == 2
+    assert f"{folder}: cannot be read or written (Is a directory); give another path" in err
+
+
+def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    code, out, err = run("train", bundle, "--config", "sgd_poly", "--epochs", "1", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "Dice" in out
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["optimizer"]["param_groups"][0]["nesterov"]
+    code, out, _ = run("train", bundle, "--config", "sgd_poly", "--resume", "--device", "cpu")
+    assert "the run is finished after 3 steps; --resume with --minutes or --epochs trains more" in out
+    assert f"open {bundle / 'eval' / 'fold_0' / 'report.html'} in a browser" in out
+    code, _, err = run("train", bundle, "--config", "nowhere")
+    assert code == 2
+    assert "nowhere: overlay is missing; give a YAML file or one of adam, dice_heavy" in err
+
+
 def test_unknown_verbs_and_options_are_usage_errors(run: Run) -> None:
     assert run("segment")[0] == 2
     assert run("plan")[0] == 2
@@ -281,6 +320,12 @@ def test_predict_does_what_it_can_and_then_only_what_is_missing(
     code, text, _ = run("predict", trained_bundle, images, "-o", out, "--device", "cpu")
     assert code == 0
     assert text.count("already done") == 6
+    other = Path(shutil.copytree(images, tmp_path / "others", ignore=shutil.ignore_patterns("sub")))
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
+    assert (code, text.count("already done")) == (0, 0)  # equal names are not equal patients
+    (other / "phantom_001.nii.gz").touch()
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
+    assert text.count("already done") == 5  # one was changed since
     code, text, _ = run(
         "predict", trained_bundle, images, "-o", out, "--device", "cpu", "--mirror", "--overlap", "0.25"
     )

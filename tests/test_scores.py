@@ -118,6 +118,16 @@ def report(phantom_dataset: Path, predictions: Path, tmp_path: Path) -> Path:
     return output
 
 
+def test_a_plan_is_shown_in_words(tmp_path: Path) -> None:
+    codes = {"liver": {"type": ["10200004", "SCT", "Liver"], "laterality": None}}
+    plan = {"labels": {}, "codes": codes, "channels": ["CT"], "amp": False, "overlap": 0.5}
+    scores = {"summary": {}, "classes": {}, "cases": []}
+    write_report(scores, tmp_path / "plan.html", title="x", plan=plan, reasons=dict.fromkeys(plan, "because"))
+    page = (tmp_path / "plan.html").read_text()
+    for words in ("liver: Liver (SCT 10200004)", ">[CT]<", ">no<", ">0.5<"):
+        assert words in page
+
+
 def test_report_is_self_contained_and_sorted_worst_first(report: Path) -> None:
     page = report.read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)

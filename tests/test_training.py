@@ -21,14 +21,15 @@ from torch import nn
 
 from medunet import verbs
 from medunet.bundle.running import load_workflow
+from medunet.data.index import Index
 from medunet.errors import BundleError, DatasetError, TrainingError
 from medunet.training import (
     Budget,
     CaseSampler,
-    ClipGradients,
     CutPatch,
     DiceCE,
     FoldCases,
+    Guards,
     Schedule,
     WeightAverage,
     twin,
@@ -195,6 +196,46 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
 
 
+def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:
+    """Another fold would be validated on cases that the weights were trained on."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    last = bundle / "models" / "checkpoint_last.pt"
+    values = {"quiet": True, "resume": True, "device::name": "cpu", "train::trainer::max_epochs": 1}
+    with pytest.raises(BundleError, match=r"is of fold 0, which was trained on cases that fold 1 holds out"):
+        verbs.train(bundle, 1, values)
+    index = json.loads((bundle / "eval" / "index.json").read_text())
+    folds = Index.from_json(index).filled_folds()
+    torch.save({**torch.load(last, weights_only=True), "fold": folds[-2]}, last)
+    paths = verbs.train(bundle, "all", values)
+    assert [path.parent.name for path in paths] == [f"fold_{number}" for number in folds]
+    logs = [path.with_name("log.jsonl") for path in paths]
+    steps = [max(json.loads(row).get("step", 0) for row in log.read_text().splitlines()) for log in logs[-2:]]
+    assert steps == [6, 3]  # the second begins with random weights
+    assert not any(log.exists() for log in logs[:-2])  # those were done before
+
+
+def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
+
+    def stop() -> None:
+        validation.stopped = True
+        trainer.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
+    trainer.run()
+    assert (bundle / "models" / "model.pt").is_file()
+    assert not [path for path in (bundle / "eval" / "fold_0").iterdir() if path.name.startswith(("scores", "report"))]
+
+
+def test_a_report_that_is_made_again_shows_the_patches_too(trained_bundle: Path, tmp_path: Path) -> None:
+    made = (trained_bundle / "eval" / "fold_0" / "report.html").read_text()
+    again = verbs.report(trained_bundle, tmp_path / "report.html").read_text()
+    assert made.count("augmented patches") == again.count("augmented patches") == 1
+
+
 def test_a_finished_run_is_extended_only_when_that_is_asked(trained_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
     last = bundle / "models" / "checkpoint_last.pt"
@@ -286,7 +327,7 @@ def test_the_average_is_that_of_the_weights() -> None:
 def test_gradients_are_shortened_and_a_broken_loss_spoils_no_checkpoint(planned_bundle: Path, tmp_path: Path) -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    ClipGradients(optimizer, 2.0).attach(Engine(lambda engine, batch: None))
+    Guards(optimizer, 2.0).attach(Engine(lambda engine, batch: None))
     weight.grad = torch.tensor([30.0, 0.0, 40.0])
     optimizer.step()
     assert torch.allclose(weight.detach(), torch.tensor([-1.2, 0.0, -1.6]), atol=1e-4)
@@ -299,7 +340,7 @@ def test_gradients_are_shortened_and_a_broken_loss_spoils_no_checkpoint(planned_
             next(trainer.network.parameters()).fill_(torch.nan)
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), spoil)
-    with pytest.raises(TrainingError, match=r"the loss became nan at step 5; train again with a lower learning rate"):
+    with pytest.raises(TrainingError, match=r"step 5: the loss is not a number, the checkpoints are from before"):
         trainer.run()
     last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
     assert last["epoch"] == 1
@@ -376,7 +417,7 @@ def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None
 
 def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
-    with pytest.raises(TrainingError, match=r"the loss became nan at step \d+; train again with a lower learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss is not a number, .* with --resume and a smaller learning rate"):
         verbs.train(bundle, 0, {"quiet": True, "optimizer::lr": 1e30, "device::name": "cpu"})
 
 

@@ -67,7 +67,7 @@ def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
         first = key.replace("#", "::").split("::")[0]
         if first not in parser:
             raise BundleError(
-                f"{path}: has no key '{first}' (from --set {key}=...); take a key that stands in the file"
+                f"{path}: has no key '{first}' (from --set {key}=... or an overlay); take a key that stands in the file"
             )
         try:
             parser[key] = value

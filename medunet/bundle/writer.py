@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from importlib import resources
@@ -14,7 +13,7 @@ from typing import Any
 from medunet.data.atomic import json_text, write_text
 from medunet.data.index import Index
 from medunet.errors import BundleError
-from medunet.planning import Fingerprint, Plan
+from medunet.planning import Fingerprint, Plan, in_words
 
 CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -168,16 +167,8 @@ def explain(plan: Plan) -> list[dict[str, str]]:
     rows = []
     for key, reason in plan.reasons.items():
         value = block.get(key, plan.network.get(key, ""))
-        rows.append({"key": key, "value": _text(value), "reason": reason})
+        rows.append({"key": key, "value": in_words(key, value), "reason": reason})
     return rows
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{key} {_text(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "[" + ", ".join(_text(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _render(name: str, values: Mapping[str, Any]) -> str:

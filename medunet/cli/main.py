@@ -25,6 +25,10 @@ state = Printer()
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="dataset folder, datalist file or index JSON")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle folder")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one value; repeatable")]
+Overlays = Annotated[
+    list[str] | None,
+    typer.Option("--config", metavar="OVERLAY", help="change several values: a file or a shipped name; repeatable"),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="fit the whole training into N minutes")]
 AllowGaps = Annotated[
@@ -49,7 +53,7 @@ def index(
     on_problem: Annotated[str, typer.Option("--on-problem", help="stop, or skip cases with problems")] = "stop",
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """Recognise a dataset, check every case, and list what was found."""
+    """Recognise a dataset and check every case."""
     from medunet import verbs
     from medunet.data.atomic import write_json
 
@@ -65,16 +69,16 @@ def plan(
     dataset: DatasetArgument,
     bundle: Annotated[Path, typer.Option("--bundle", metavar="DIR", help="write the bundle here")],
     dims: Annotated[int | None, typer.Option("--dims", help="2 or 3; chosen from the data when not given")] = None,
-    device: Device = "auto",
-    memory: Annotated[str, typer.Option("--memory", help="what a training step may take")] = "8GB",
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (auto)")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="what a training step may take (8GB)")] = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
-    config: Annotated[list[str] | None, typer.Option("--config", metavar="OVERLAY.yaml", help="repeatable")] = None,
+    config: Overlays = None,
     settings: Set = None,
     explain: Annotated[bool, typer.Option("--explain", help="print the reason for every number")] = False,
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """Plan a training run for a dataset and write it as a MONAI bundle."""
+    """Plan a run and write it as a MONAI bundle."""
     from medunet import verbs
     from medunet.bundle.writer import explain as rows
 
@@ -96,17 +100,23 @@ def train(
         Path | None, typer.Option("--init", metavar="BUNDLE", help="begin with the weights of another bundle")
     ] = None,
     device: Device = "auto",
+    config: Overlays = None,
     settings: Set = None,
 ) -> None:
-    """Train a bundle; leaves weights, scores and a report in it."""
+    """Train a bundle.
+
+    Leaves weights, scores and a report in it.
+    """
     from medunet import verbs
 
-    overrides = options.train_options((minutes, epochs), resume, device, settings or [])
+    overrides = options.train_options((minutes, epochs), resume, device, config or [], settings or [])
     if init is not None:
         overrides["init"] = str(init.resolve())
     overrides.setdefault("quiet", state.quiet)
     for path in verbs.train(bundle, options.fold(fold), overrides):
         state.scores(path)
+        if path.with_name("report.html").is_file():
+            state.say(f"open {path.with_name('report.html')} in a browser")
 
 
 @app.command()
@@ -130,7 +140,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also keep class probabilities")] = False,
     force: Annotated[bool, typer.Option("--force", help="predict inputs that the model was not made for")] = False,
 ) -> None:
-    """Segment volumes with a trained bundle, each onto its own grid."""
+    """Segment volumes, each onto its own grid."""
     from medunet import verbs
 
     options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
@@ -179,7 +189,7 @@ def dicom(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the list here")] = None,
     allow_gaps: AllowGaps = False,
 ) -> None:
-    """List the DICOM series of a folder with a geometry verdict each."""
+    """List DICOM series, with a verdict on each."""
     from medunet import verbs
     from medunet.data.atomic import write_json
 
@@ -194,7 +204,10 @@ def inspect(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|ZIP", help="bundle folder or zip file, from anywhere")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all findings here")] = None,
 ) -> None:
-    """Examine a MONAI bundle without running anything of it; exit code 0 safe, 1 loads code, 3 refused."""
+    """Examine a bundle without running it.
+
+    Any MONAI bundle, folder or zip. Exit code 0: safe to load, 1: loads code, 3: refused.
+    """
     from medunet import verbs
     from medunet.data.atomic import write_json
     from medunet.trust.inspection.verdict_text import verdict_text
@@ -211,7 +224,10 @@ def inspect(
 def demo(
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="work here")] = Path("demo-output"),
 ) -> None:
-    """The whole journey on phantom data in a few minutes: plan, train, predict, evaluate, report."""
+    """The whole journey on phantom data.
+
+    Plan, train, predict, evaluate and report, in a few minutes.
+    """
     from medunet.cli.demo import run_demo
 
     run_demo(output, state)
@@ -247,4 +263,7 @@ def _unexpected(error: Exception) -> int:
     if show is not None:
         show()
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.filename and not state.debug:
+        path = error.filename2 or error.filename
+        return _fail(f"{path}: cannot be read or written ({error.strerror}); give another path", 2)
     return _fail(error if state.debug else f"{type(error).__name__}: {error} (--debug shows where)", 2)

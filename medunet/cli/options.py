@@ -74,37 +74,38 @@ def labels(text: str | None) -> dict[str, int] | None:
 
 def plan_options(
     dims: int | None,
-    device: str,
-    memory: str,
+    device: str | None,
+    memory: str | None,
     duration: tuple[float | None, int | None],
     overlays: Sequence[str],
     pairs: Sequence[str],
 ) -> tuple[Budget, dict[str, Any]]:
     """The budget and the chosen settings; ``--set`` wins over options, options over overlays."""
     from medunet.planning import Budget
+    from medunet.planning.plan import DEFAULT_MEMORY
     from medunet.planning.settings import BUDGET
 
     _one_duration(duration)
     chosen: dict[str, Any] = {}
     for overlay in overlays:
-        chosen.update(read_overlay(overlay))
+        chosen.update(read_overlay(overlay, "plan"))
     if dims is not None:
         chosen["dims"] = dims
     limits = {key: chosen.pop(key) for key in BUDGET if key in chosen}
     chosen.update(parse_settings(pairs))
     minutes, epochs = duration if duration != (None, None) else (limits.get("minutes"), limits.get("epochs"))
-    amount = memory if memory != "8GB" else str(limits.get("memory", memory))
-    name = device if device != "auto" else str(limits.get("device", device))
-    return Budget(parse_bytes(amount), resolve_device(name), minutes, epochs), chosen
+    amount = parse_bytes(memory or str(limits["memory"])) if memory or "memory" in limits else DEFAULT_MEMORY
+    name = device or str(limits.get("device", "auto"))
+    return Budget(amount, resolve_device(name), minutes, epochs), chosen
 
 
-def read_overlay(name: str) -> dict[str, Any]:
-    """A YAML file of plan settings: a path, or the name of a shipped overlay such as ``small``."""
+def read_overlay(name: str, kind: str) -> dict[str, Any]:
+    """Settings of a ``plan`` or a ``run``: a YAML file, or the name of a shipped one such as ``small``."""
     import yaml
 
     path = Path(name)
     if not path.is_file():
-        path = _shipped(name)
+        path = _shipped(name, kind)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -114,10 +115,10 @@ def read_overlay(name: str) -> dict[str, Any]:
     return content
 
 
-def _shipped(name: str) -> Path:
-    """An overlay of ``configs/plan``: inside an installed package, or beside it in a checkout."""
+def _shipped(name: str, kind: str) -> Path:
+    """An overlay of ``configs/plan`` or ``configs/run``: inside an installed package, or beside it in a checkout."""
     package = Path(medunet.__file__).parent
-    folders = [place / "configs" / "plan" for place in (package, package.parent)]
+    folders = [place / "configs" / kind for place in (package, package.parent)]
     known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     if Path(name).stem not in known:
         raise PlanError(f"{name}: overlay is missing; give a YAML file or one of {', '.join(known)}")
@@ -125,12 +126,15 @@ def _shipped(name: str) -> Path:
 
 
 def train_options(
-    duration: tuple[float | None, int | None], resume: bool, device: str, pairs: Sequence[str]
+    duration: tuple[float | None, int | None], resume: bool, device: str, overlays: Sequence[str], pairs: Sequence[str]
 ) -> dict[str, Any]:
-    """MONAI overrides for a training run."""
+    """MONAI overrides for a training run; ``--set`` wins over options, options over overlays."""
     _one_duration(duration)
     minutes, epochs = duration
-    overrides: dict[str, Any] = {"resume": resume, "more": resume and duration != (None, None)}
+    overrides: dict[str, Any] = {}
+    for overlay in overlays:
+        overrides.update(read_overlay(overlay, "run"))
+    overrides.update({"resume": resume, "more": resume and duration != (None, None)})
     if minutes is not None:
         overrides["minutes"] = minutes
     if epochs is not None:

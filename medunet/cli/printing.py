@@ -74,7 +74,7 @@ class Printer:
             self.say(f"{result.name}: {result.dims}D U-Net, {len(result.network['channels'])} levels from "
                      f"{result.network['channels'][0]} channels")  # fmt: skip
             self.say(f"  patch {patch} at {spacing} mm, batch {result.batch_size}, "
-                     f"about {result.memory_estimate / 1e9:.1f} GB a step")  # fmt: skip
+                     f"about {_bytes(result.memory_estimate)} a step")  # fmt: skip
         self.say(f"wrote {bundle}    next: medunet train {bundle}")
 
     def scores(self, path: Path) -> None:
@@ -89,8 +89,9 @@ class Printer:
         if dice.get("mean") is None:
             self.say("Dice: no case has a class to score")
         else:
-            low, high = dice["ci95"]
-            self.say(f"Dice {dice['mean']:.4f} (95% CI {low:.4f} to {high:.4f}) over {len(content['cases'])} cases")
+            (low, high), count = dice["ci95"], len(content["cases"])
+            interval = f" (95% CI {low:.4f} to {high:.4f})" if count > 1 else ""
+            self.say(f"Dice {dice['mean']:.4f}{interval} over {_counted(count, 'case')}")
         for name, values in content["classes"].items():
             mean = values["dice"]["mean"]
             self.say(f"  {name:<20} {'-' if mean is None else f'{mean:.4f}'}")
@@ -121,6 +122,10 @@ class Printer:
 
 def _counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.0f} MB"
 
 
 def _spacing(spacing: Sequence[float]) -> str:

@@ -29,7 +29,10 @@ def _pack(state: Printer) -> Callable[..., None]:
         sign: Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="private key to sign with")] = None,
         json_file: Json = None,
     ) -> None:
-        """Pack a trained bundle into one archive that another hospital can verify."""
+        """Pack a trained bundle into one archive.
+
+        Another hospital can verify it. Stops where something private or unsafe is in it.
+        """
         from medunet import verbs
 
         packed = verbs.pack(bundle, output, fix=fix, key=sign, say=state.say)
@@ -47,7 +50,10 @@ def _verify(state: Printer) -> Callable[..., None]:
         key: Public = None,
         json_file: Json = None,
     ) -> None:
-        """Check a packed bundle: everything without running it, then, if that is clean, the network."""
+        """Check a packed bundle.
+
+        First everything that needs no running; if that is clean, the network with the reference image.
+        """
         from medunet import verbs
 
         result = verbs.verify(source, key)
@@ -66,7 +72,10 @@ def _unpack(state: Printer) -> Callable[..., None]:
         key: Public = None,
         json_file: Json = None,
     ) -> None:
-        """Verify a packed bundle without running it, and unpack it."""
+        """Verify a packed bundle and unpack it.
+
+        Nothing of it is run.
+        """
         from medunet import verbs
 
         result = verbs.unpack(source, output, key)
@@ -81,7 +90,10 @@ def _keygen(state: Printer) -> Callable[..., None]:
     def keygen(
         output: Annotated[Path, typer.Option("-o", metavar="KEY", help="write the private key here, and KEY.pub")],
     ) -> None:
-        """Make a pair of keys: one to sign with, which stays secret, and one to give away."""
+        """Make a pair of keys to sign with.
+
+        One stays secret, the other (.pub) is given away.
+        """
         from medunet import verbs
 
         found = verbs.keygen(output)

@@ -15,7 +15,7 @@ import numpy as np
 from medunet.data.atomic import write_json
 from medunet.data.grid import Grid
 from medunet.data.volume import Volume, write_image, write_label
-from medunet.types import Affine, AnyArray, FloatArray, Shape, Spacing
+from medunet.types import Affine, AnyArray, FloatArray, Shape, Spacing, StrPath
 
 LABELS = {"background": 0, "spine": 1, "liver": 2, "kidneys": 3, "lesion": 4}
 _FINE = 3
@@ -61,10 +61,10 @@ def make_phantom(
 
 
 def write_dataset(
-    folder: Path, cases: int = 12, seed: int = 0, shape: Shape = (48, 48, 32), spacing: Spacing = (2.5, 2.5, 4.0)
+    folder: StrPath, cases: int = 12, seed: int = 0, shape: Shape = (48, 48, 32), spacing: Spacing = (2.5, 2.5, 4.0)
 ) -> Path:
     """A dataset of phantoms in the layout of the Medical Segmentation Decathlon."""
-    entries = []
+    folder, entries = Path(folder), []
     for number in range(cases):
         name = f"phantom_{seed + number:03d}.nii.gz"
         varied = (spacing[0], spacing[1], spacing[2] * (1.0 + 0.1 * (number % 3)))

@@ -11,6 +11,7 @@ from typing import Any
 from medunet.data.atomic import write_text
 from medunet.evaluation import charts
 from medunet.evaluation.pictures import COLOURS, Plane, case_planes
+from medunet.planning import in_words
 
 _SHOWN = ("dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "precision", "volume_error_ml", "lesion_sensitivity")
 _HEADINGS = {
@@ -18,6 +19,8 @@ _HEADINGS = {
     "precision": "precision", "volume_error_ml": "volume error ml", "lesion_sensitivity": "lesions found",
 }  # fmt: skip
 MOST_PICTURES = 60
+SAMPLES = "samples.png"
+"""Augmented training patches, beside the scores of a fold."""
 
 
 def write_report(
@@ -135,8 +138,10 @@ def _plan_rows(plan: Mapping[str, Any], reasons: Mapping[str, str]) -> list[tupl
     for key, reason in reasons.items():
         value = plan.get(key, network.get(key, ""))
         if key == "network":
-            value = f"channels {network.get('channels')}, strides {network.get('strides')}"
-        rows.append((key.replace("_", " "), str(value), reason))
+            value = {"channels": network.get("channels"), "strides": network.get("strides")}
+        elif key == "memory_estimate":
+            value = f"{value / 1e9:.2f} GB"
+        rows.append((key.replace("_", " "), in_words(key, value), reason))
     return rows
 
 

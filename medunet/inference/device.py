@@ -22,5 +22,6 @@ def pick_device(name: str = "auto") -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(kind):
-        raise ResourceError(f"device '{name}' is not available on this machine; give auto, cpu, cuda or mps")
+        there = ["auto", *(device for device, here in present.items() if here)]
+        raise ResourceError(f"device '{name}' is not available on this machine; give {' or '.join(there)}")
     return torch.device(name)

@@ -138,14 +138,14 @@ class _Run:
     def open(self, case: InputCase) -> Work:
         """Read a case and compare it with what the model was made for."""
         output = output_name(case.output, self.segmenter.output_format)
+        images = [str(Source.parse(image).absolute()) for image in case.images]
         old = self.status.before.get(output)
-        done = old is not None and (self.output_dir / output).is_file()
+        done = old is not None and old.get("images") == images and _is_later(self.output_dir / output, images)
         if done and (not self.keep_probabilities or self._probability_path(case).is_file()):
             kept = old or {}
             result = CaseResult(case.name, "already done", output=output, warnings=kept.get("warnings", []))
             result.expected_dice = kept.get("expected_dice")
             return Work(case, result)
-        images = [str(Source.parse(image).absolute()) for image in case.images]
         work = Work(case, CaseResult(case.name, "done", output=output, images=images))
         self._attempt(work, "read", self._open)
         return work
@@ -282,6 +282,12 @@ class _Run:
             if concern.fatal and not self.force:
                 raise MismatchError(f"{message} (--force predicts all the same)")
             work.result.warnings.append(message)
+
+
+def _is_later(output: Path, images: Sequence[str]) -> bool:
+    """Whether a result is there and no image file was changed after it."""
+    files = [path for path in (Source.parse(image).path for image in images) if path.is_file()]
+    return output.is_file() and all(path.stat().st_mtime <= output.stat().st_mtime for path in files)
 
 
 def _spent(result: CaseResult, seconds: Mapping[str, float]) -> None:

@@ -1,6 +1,6 @@
 """Fingerprint and plan: arithmetic only."""
 
 from medunet.planning.fingerprint import Fingerprint, fingerprint
-from medunet.planning.plan import Budget, Plan, plan
+from medunet.planning.plan import Budget, Plan, in_words, plan
 
-__all__ = ["Budget", "Fingerprint", "Plan", "fingerprint", "plan"]
+__all__ = ["Budget", "Fingerprint", "Plan", "fingerprint", "in_words", "plan"]

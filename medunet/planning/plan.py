@@ -382,6 +382,21 @@ def _rotation(patch: tuple[int, ...], frame: geometry.Frame) -> tuple[tuple[floa
     return (full,) * 3, "up to 30 degrees about every axis (nnU-Net)"
 
 
+def in_words(key: str, value: Any) -> str:
+    """A value of a plan for people: lists and mappings without quotes, codes as their meaning and number."""
+    if key == "codes":
+        return "; ".join(
+            f"{name}: {code['type'][2]} ({code['type'][1]} {code['type'][0]})" for name, code in value.items()
+        )
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {in_words('', item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(in_words("", item) for item in value) + "]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -6,8 +6,8 @@ from medunet.training.border import BorderWeightsd
 from medunet.training.budget import Budget
 from medunet.training.cases import CaseSampler, FoldCases, Sample, StoredPatches
 from medunet.training.checkpoints import Checkpoints
-from medunet.training.clipping import ClipGradients
 from medunet.training.distributed import distribute, leave, local_device
+from medunet.training.guards import Guards
 from medunet.training.initial import InitialWeights
 from medunet.training.loading import PatchLoader
 from medunet.training.log import Log
@@ -35,7 +35,6 @@ __all__ = [
     "CaseSampler",
     "CaseScores",
     "Checkpoints",
-    "ClipGradients",
     "CutPatch",
     "DiceBCE",
     "DiceCE",
@@ -43,6 +42,7 @@ __all__ = [
     "DiceHausdorff",
     "FoldCases",
     "GeneralizedDice",
+    "Guards",
     "InitialWeights",
     "Jaccard",
     "Log",

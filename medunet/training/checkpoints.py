@@ -26,9 +26,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, network: nn.Module, average: nn.Module, optimizer: Optimizer, bundle_root: str, resume: bool = False
+        self,
+        network: nn.Module,
+        average: nn.Module,
+        optimizer: Optimizer,
+        bundle_root: str,
+        fold: int = 0,
+        resume: bool = False,
     ) -> None:
-        self.network, self.average, self.optimizer, self.resume = network, average, optimizer, resume
+        self.network, self.average, self.optimizer = network, average, optimizer
+        self.fold, self.resume = int(fold), resume
         self.model, self.last = Path(bundle_root) / MODEL, Path(bundle_root) / LAST
         self.best: dict[str, Any] = {"dice": None, "step": 0}
         self.since_best = 0
@@ -58,6 +65,7 @@ class Checkpoints:
             "max_epochs": engine.state.max_epochs,
             "epoch_length": engine.state.epoch_length,
             "cycle": engine.state.cycle,
+            "fold": self.fold,
             "best": self.best,
             "since_best": self.since_best,
             "rng": torch.get_rng_state(),
@@ -81,9 +89,12 @@ class Checkpoints:
             write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
 
     def _restore(self, engine: Engine) -> None:
-        if not self.last.is_file():
-            raise BundleError(f"{self.last}: is missing, there is nothing to resume; train without --resume")
-        state = read_state(self.last)
+        state = _last_state(self.last)
+        if state.get("fold") != self.fold:
+            raise BundleError(
+                f"{self.last}: is of fold {state.get('fold')}, which was trained on cases that fold {self.fold} holds "
+                f"out; resume with --fold {state.get('fold')} or train without --resume"
+            )
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
@@ -94,6 +105,21 @@ class Checkpoints:
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         torch.set_rng_state(state["rng"])
+
+
+def fold_of_checkpoint(bundle: Path) -> int:
+    """The fold whose run a bundle's last checkpoint is of.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    return int(_last_state(bundle / LAST)["fold"])
+
+
+def _last_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{path}: is missing, there is nothing to resume; train without --resume")
+    return read_state(path)
 
 
 def plain(network: nn.Module) -> nn.Module:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 
-from medunet.errors import TrainingError
 from medunet.training.checkpoints import is_main_process
 from medunet.training.schedule import total_steps
 
@@ -24,16 +24,13 @@ class Log:
 
     Rows: ``{"event": "train", "step", "epoch", "loss", "lr", "time"}`` per epoch and
     ``{"event": "validate", "step", "epoch", "dice", "classes", "time"}``; time in seconds since the start.
-
-    Raises:
-        TrainingError: (during the run) the loss is not finite.
     """
 
     def __init__(self, bundle_root: str, fold: int = 0, quiet: bool = False) -> None:
         self.fold, self.folder = int(fold), Path(bundle_root) / "eval" / f"fold_{fold}"
         self.quiet = quiet
         self.start = time.monotonic()
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
         self._shown = 0.0
         self._bar: Any = None
         self._board: Any = None
@@ -88,9 +85,13 @@ class Log:
 
     def plan(self, engine: Engine, interval: int) -> None:
         """Say what is ahead."""
-        steps = total_steps(engine)
+        steps, done = total_steps(engine), engine.state.iteration
         self.write("start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval)
-        self.say(f"training {steps} steps, validating every {interval * int(engine.state.epoch_length or 1)}")
+        if int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
+            self.say(f"the run is finished after {steps} steps; --resume with --minutes or --epochs trains more")
+            return
+        ahead = f"training on from step {done} to {steps}" if done else f"training {steps} steps"
+        self.say(f"{ahead}, validating every {interval * int(engine.state.epoch_length or 1)}")
 
     def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:
         """Note a validation."""
@@ -119,21 +120,14 @@ class Log:
             self._task = self._bar.add_task("training", total=None)
 
     def _step(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"].detach())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {engine.state.iteration}; train again with a lower learning rate "
-                f"(--set optimizer::lr=0.0005); models/model.pt keeps the best weights so far"
-            )
-        self.losses.append(loss)
+        self.losses.append(engine.state.output["loss"].detach())  # stays on the device: reading it would wait for it
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, total=total_steps(engine), completed=engine.state.iteration)
         elif now - self._shown > _EVERY_SECONDS:
             self._shown = now
-            self.say(
-                f"step {engine.state.iteration} of {total_steps(engine)}, loss {loss:.3f}, {self._left(engine)} left"
-            )
+            step, loss = engine.state.iteration, float(self.losses[-1])
+            self.say(f"step {step} of {total_steps(engine)}, loss {loss:.3f}, {self._left(engine)} left")
 
     def _left(self, engine: Engine) -> str:
         started, first = engine.state.step_clock
@@ -142,7 +136,7 @@ class Log:
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
     def _epoch(self, engine: Engine) -> None:
-        mean, rate = sum(self.losses) / len(self.losses), engine_rate(engine)
+        mean, rate = float(torch.stack(self.losses).mean()), engine_rate(engine)
         self.losses = []
         self.write("train", step=engine.state.iteration, epoch=engine.state.epoch, loss=round(mean, 5), lr=rate)
         if self._board is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 
-from medunet.data.atomic import write_json
+from medunet.data.atomic import write_json, write_with
 from medunet.data.grid import Grid
 from medunet.data.reader import geometry_of, sources_of
 from medunet.data.transforms import grid_of
@@ -117,6 +117,7 @@ class Validation:
         engine.add_event_handler(Events.COMPLETED, self._final)
 
     def _between(self, engine: Engine) -> None:
+        forget_scores(self.log.folder)
         epoch, last = int(engine.state.epoch), int(engine.state.max_epochs or 0)
         if epoch >= last or epoch % self.budget.interval:
             return
@@ -137,6 +138,7 @@ class Validation:
             return
         if self.stopped or not len(self.validator.data_loader):
             self.checkpoints.save_if_none()
+            forget_scores(self.log.folder)
             return
         self.metric.full, self.metric.folder = True, self.log.folder / "predictions"
         self._run(engine)
@@ -150,16 +152,27 @@ class Validation:
 def write_fold(
     log: Log, metric: CaseScores, plan: Mapping[str, Any], extra: Mapping[str, Any], samples: bytes | None
 ) -> None:
-    """Write ``scores.json`` and ``report.html`` of a fold; `samples`: a PNG of augmented patches."""
+    """Write ``scores.json`` and ``report.html`` of a fold; `samples`: a PNG of augmented patches, kept beside them."""
     content = scores.summarise(metric.cases, metric.labels, dict(extra))
     scores.write_scores(log.folder / "scores.json", content)
     log.write("scores", dice=content["summary"]["dice"]["mean"])
+    if samples is None:
+        (log.folder / report.SAMPLES).unlink(missing_ok=True)
+    else:
+        write_with(log.folder / report.SAMPLES, lambda path: path.write_bytes(samples))
     title = f"{plan['name']}, {log.folder.name.replace('_', ' ')}"
     values = {key: value for key, value in plan.items() if key != "reasons"}
     report.write_report(
         content, log.folder / "report.html",
         title=title, plan=values, reasons=plan["reasons"], log=log.rows(), samples=samples,
     )  # fmt: skip
+
+
+def forget_scores(folder: Path) -> None:
+    """Remove what an earlier run said of weights that are there no longer; a bundle would be packed with it."""
+    if is_main_process():
+        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES):
+            (folder / name).unlink(missing_ok=True)
 
 
 class ScoresWriter:

@@ -119,7 +119,7 @@ def verify_static(source: Path, key: Path | None = None) -> Verification:
 
 
 def settled(result: Verification, key_given: bool) -> Verification:
-    """Remember the sender of a bundle that was verified, and say so.
+    """Remember the sender of a bundle that was verified; the same result.
 
     Raises:
         ResourceError: the file of senders cannot be written.
