@@ -370,7 +370,9 @@ def test_without_padding_from_plan_to_prediction(dims: int, phantom_dataset: Pat
     verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu"})
     assert (bundle / "models" / "model.pt").is_file()
     image = sorted((phantom_dataset / "imagesTr").glob("*.nii.gz"))[0]
-    results = verbs.predict(bundle, [str(image)], tmp_path / "out")
+    results = verbs.predict(bundle, [str(image)], tmp_path / "out", {"inferer::batch_size": 8})
     assert [r.state for r in results] == ["done"]
+    engine = WindowInferer(Frame("RAS", (1, 1, 1), [{"scheme": "zscore"}]), made.labels, made.patch_size, batch_size=8)
+    assert engine.together(UNet(**made.network)) == 1  # windows follow the size of the image
     (made_of,) = (tmp_path / "out").glob("*.nii.gz")
     assert read_label(made_of).array.shape == read_label(image).array.shape

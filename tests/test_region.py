@@ -23,6 +23,7 @@ from medunet.errors import BundleError, PlanError
 from medunet.inference import WindowInferer
 from medunet.inference.passage import around
 from medunet.inference.region import bounds_of, wider
+from medunet.inference.weights import model_digest
 from medunet.networks import UNet
 from medunet.planning.settings import validate
 
@@ -171,6 +172,10 @@ def test_a_coarser_bundle_tells_where_to_look(tmp_path: Path, phantom_dataset: P
     assert labels.any()
     labels[tuple(slice(*bounds) for bounds in box)] = 0
     assert not labels.any()
+    assert [r.state for r in medunet.predict(fine, [scan], tmp_path / "out")] == ["already done"]
+    make_threshold(coarse, plan, 100.0)  # it finds nothing now, so that all of the image is looked at
+    assert [r.state for r in medunet.predict(fine, [scan], tmp_path / "out")] == ["done"]
+    assert model_digest(fine, {}) != model_digest(fine, {"inferer::region": "all"})
 
 
 def test_a_coarser_bundle_imports_nothing(tmp_path: Path, phantom_dataset: Path) -> None:

@@ -103,7 +103,7 @@ class _Finder:
         network = UNet(**definition).eval()
         load_weights(network, self.folder / MODEL)
         frame = Frame(plan["orientation"], plan["spacing"], plan["normalization"])
-        return network, WindowInferer(frame, plan["labels"], plan["patch_size"], plan["overlap"])
+        return network, WindowInferer(frame, plan["labels"], plan["patch_size"], plan["overlap"], border=plan["border"])
 
 
 def wider(bounds: AnyArray, grid: Grid, margin: float) -> Box:

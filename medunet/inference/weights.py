@@ -15,6 +15,7 @@ from torch import nn
 from medunet.errors import BundleError
 
 MODEL = "models/model.pt"
+_METADATA = "configs/metadata.json"
 _NO_MATTER = ("output_dir", "device", "save::output_format")
 
 
@@ -75,10 +76,17 @@ def weights_digest(bundle: Path) -> str:
 
 
 def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
-    """What labels depend on beside their input: weights, configs and overrides (not where and as what they go)."""
+    """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
+
+    A coarser bundle that tells the region counts too.
+    """
     digest = hashlib.sha256()
-    for name in (MODEL, "configs/inference.yaml", "configs/metadata.json"):
+    for name in (MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
+    region = overrides.get("inferer::region", json.loads((bundle / _METADATA).read_bytes())["plan"].get("region"))
+    if isinstance(region, Mapping) and "bundle" in region:
+        for path in (bundle / str(region["bundle"]) / name for name in (MODEL, _METADATA)):
+            digest.update(path.read_bytes() if path.is_file() else b"")
     relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     return digest.hexdigest()

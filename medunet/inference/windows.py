@@ -209,8 +209,8 @@ class WindowInferer(Inferer):
 
     def together(self, network: Any) -> int:
         """How many windows share a forward pass; small images are worth collecting until there are so many."""
-        if self.blend == "exact":  # where images of different sizes have different windows
-            return 1
+        if self.blend == "exact" or any(output_margin(network, 2 if self.flat else 3)):
+            return 1  # images of different sizes have different windows
         return self._batch(device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     def _batch(self, device: torch.device) -> int:
