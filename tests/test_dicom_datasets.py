@@ -114,8 +114,9 @@ def test_a_result_refers_to_the_series_whose_folder_has_a_semicolon(tmp_path: Pa
     item = LoadVolumed()({"image": str(tmp_path / "A;B")})
     (tmp_path / "models").mkdir()
     (tmp_path / "configs").mkdir()
-    for file in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+    for file in ("models/model.pt", "configs/inference.yaml"):
         (tmp_path / file).touch()
+    (tmp_path / "configs/metadata.json").write_text('{"plan": {}}')
     save = SaveLabeld(
         str(tmp_path / "out"), {"background": 0, "Liver": 1}, output_format="dicom-seg", bundle_root=str(tmp_path)
     )
