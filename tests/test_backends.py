@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -285,6 +286,39 @@ def test_a_broken_memory_is_measured_again(content: str, tmp_path: Path) -> None
     assert path is not None
     path.write_text(content)
     assert "are too few" in choose(network, 4, tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("dims", "way"), [(2, "channels-last"), (3, "channels-last"), pytest.param(2, "compiled", marks=pytest.mark.slow)]
+)
+def test_the_ways_of_torch_agree(dims: int, way: str) -> None:
+    if way == "compiled" and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+    network, x = unet(dims), windows(dims, 3)
+    expected = logits_of(network, x)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    backend = TorchBackend(network, "cpu", way=way)
+    assert backend.name == f"torch, {way}"
+    assert (backend(x) - expected).abs().max() < 1e-4
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = unet()
+    plain, example = TorchBackend(network, "cpu"), windows(2, 1)
+    few = choice.fastest_way(plain, False, example, 30)
+    assert few.backend is plain
+    assert few.sentence == "torch: 30 windows are too few to try another way"
+    some = choice.fastest_way(plain, False, example, 40)
+    assert "torch, channels-last" in some.sentence
+    assert "compiled" not in some.sentence
+    assert some.seconds is not None
+    monkeypatch.setattr(choice, "AGREEMENT", -1.0)
+    none = choice.fastest_way(plain, False, example, 40)
+    assert none.backend is plain
+    assert "channels-last left out: its logits differ by 0.0% of their range" in none.sentence
 
 
 class Unexportable(nn.Module):

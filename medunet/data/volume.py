@@ -6,6 +6,7 @@ A 2D picture is a volume with one slice (columns, rows, 1) and 1 mm pixels, so t
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import struct
 import zlib
@@ -201,8 +202,9 @@ def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | Non
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if suffix_of(path) == ".nii.gz":
-            with gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0) as packed:
-                image.to_stream(packed)
+            packed = gzip.GzipFile("", "wb", compresslevel=4, fileobj=file, mtime=0)
+            with packed, io.BufferedWriter(packed, 1 << 16) as stream:  # nibabel writes a column at a time
+                image.to_stream(stream)
         else:
             image.to_stream(file)
 

@@ -13,6 +13,7 @@ from medunet.data.resampling import Box, Resampling
 from medunet.data.transforms import NetworkImage, WholeImage
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
+from medunet.inference.device import synchronize
 from medunet.inference.outputs import are_classes, decide, probabilities
 from medunet.inference.placement import Place, Row, Windows
 from medunet.inference.quality import Certainty
@@ -191,12 +192,6 @@ def around(box: Box, shape: Shape) -> list[Box]:
         before, after = box[:axis], tuple((0, n) for n in shape[axis + 1 :])
         rest += [(*before, side, *after) for side in ((0, start), (stop, size)) if side[0] < side[1]]
     return rest
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a CUDA device has done what it was given, so that seconds are those of the work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _constant(window: Tensor) -> tuple[float, ...] | None:

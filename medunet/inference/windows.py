@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import NetworkError, ResourceError
-from medunet.inference.backends import Backend, TorchBackend, choose_backend, make_backend
+from medunet.inference.backends import NAMES, Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
+from medunet.inference.device import one_thread
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
 from medunet.inference.region import Region, Rule
@@ -34,6 +36,7 @@ COMPILED = "models/compiled"
 _BATCH = {"cpu": 1, "cuda": 4}
 _FLAT_BATCH = {"cpu": 1, "cuda": 32}
 _MANY = 20  # windows that are worth timing one beforehand
+_SMALL = 500_000  # voxels around which a second thread saves less than its waiting costs
 _GROUP = 8  # slices of a 2D network that are held at a time
 
 
@@ -143,7 +146,9 @@ class WindowInferer(Inferer):
             weights = self.importance if windows.window == self.patch else torch.ones(windows.window)
             passages.append(Passage(image, border, windows, weights, self.values, sink))
         backend = self.prepare(images[0], network)
-        return self._drive([p.run(self._batch(backend.device)) for p in passages], backend)
+        small = all(math.prod(image.grid.shape) <= _SMALL for image in images)
+        with one_thread() if small and backend.name in NAMES[1:] else nullcontext():
+            return self._drive([p.run(self._batch(backend.device)) for p in passages], backend)
 
     def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from medunet.errors import BundleError
+from medunet.inference.device import synchronize
 from medunet.training.calibrating import MOST_CASES
 from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
@@ -174,7 +175,7 @@ def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]
             loss = trainer.loss_function(trainer.inferer(image, network), label)
         loss.backward()
         network.zero_grad()
-        _synchronize(trainer.state.device)
+        synchronize(trainer.state.device)
 
     count = min(_WARMUP + _TIMED, len(trainer.data_loader))
     return [step] * count
@@ -184,7 +185,7 @@ def _cases(validator: Any) -> list[Callable[[], object]]:
     def run(batch: Any) -> None:
         with torch.no_grad():
             validator.inferer(batch["image"], validator.network)
-        _synchronize(validator.state.device)
+        synchronize(validator.state.device)
 
     validator.network.eval()
     return [partial(run, batch) for batch in islice(validator.data_loader, 2)]
@@ -198,8 +199,3 @@ def _median_seconds(actions: list[Callable[[], object]], warmup: int) -> float:
         times.append(time.perf_counter() - start)
     kept = sorted(times[warmup:] or times or [0.0])
     return max(1e-6, kept[len(kept) // 2])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,14 +23,19 @@ from medunet.inference.backends.cache import (
     write_choice,
 )
 from medunet.inference.backends.protocol import Backend, example_window
-from medunet.inference.backends.pytorch import TorchBackend
+from medunet.inference.backends.pytorch import WAYS, TorchBackend
+from medunet.inference.device import synchronize
 
 CONVERT_SECONDS = 10.0
 """About what converting a network costs."""
 START_SECONDS = 1.0
 """About what starting a converted network from the cache costs."""
+COMPILE_SECONDS = 60.0
+"""About what ``torch.compile`` costs."""
 AGREEMENT = 1e-3
 """How far logits may be from PyTorch's, as a fraction of the range of those."""
+MIXED_AGREEMENT = 0.02
+"""The same in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
 _FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
 """Of the whole job in torch: what trying the first other backend may cost, and what trying two may."""
@@ -82,11 +88,12 @@ def choose_backend(
     """The fastest backend for about `windows` windows, and why.
 
     On the CPU each installed backend runs one window, as far as the job pays for their conversion. Logits must agree
-    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`.
+    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`. On CUDA the ways in which
+    PyTorch can run the network are tried likewise.
 
     Args:
         network: the network with its weights.
-        device: where to run; anything but the CPU takes torch.
+        device: where to run; anything but the CPU runs in PyTorch.
         window: spatial size of the network's input, 2 or 3 numbers.
         channels: image channels.
         amp: mixed precision (torch on CUDA only).
@@ -95,12 +102,36 @@ def choose_backend(
     """
     plain = TorchBackend(network, device, amp)
     names = [name for name, compiled in COMPILED.items() if compiled.installed]
+    if plain.device.type == "cuda":
+        return fastest_way(plain, amp, example_window(window, channels), windows)
     if plain.device.type != "cpu":
         return Choice(plain, f"torch: the backend for {plain.device.type}")
     if not names:
         return Choice(plain, "torch: no other backend is installed")
     job = _Job(network, window, channels, cache, network_digest(network))
     return _remembered(job, plain, names) or _measured(job, plain, names, windows)
+
+
+def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -> Choice:
+    """The fastest of PyTorch's own ways for about `windows` windows like `example`, as far as the job pays to try."""
+    if windows * _FURTHER_SHARE <= _TRIAL_WINDOWS:
+        return Choice(plain, f"torch: {_counted(windows)} too few to try another way")
+    logits, _ = _timed(plain, example)  # the first run of a device is slower
+    logits, seconds = _timed(plain, example)
+    job = windows * seconds * _FURTHER_SHARE
+    worth = [WAYS[1], *([WAYS[2]] if job > COMPILE_SECONDS else [])]
+    best: Backend = plain
+    times, refused = {plain.name: seconds}, []
+    for way in worth:
+        make = partial(TorchBackend, plain.network, plain.device, amp, way)
+        tried = _trial(make, example, logits, MIXED_AGREEMENT if plain.mixed else AGREEMENT)
+        if isinstance(tried, str):
+            refused.append(f"{way} left out: {tried}")
+            continue
+        backend, seconds = tried
+        times[backend.name] = seconds
+        best = backend if seconds < times[best.name] else best
+    return Choice(best, _sentence(best.name, times, refused), times[best.name])
 
 
 def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | None:
@@ -128,11 +159,11 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
         return Choice(plain, sentence, seconds)
     best, times, refused = plain, {plain.name: seconds}, []
     for name in worth:
-        backend, result = _trial(job, name, example, logits)
-        if backend is None:
-            refused.append(f"{name} left out: {result}")
+        tried = _trial(partial(job.make, name), example, logits)
+        if isinstance(tried, str):
+            refused.append(f"{name} left out: {tried}")
             continue
-        times[name] = float(result)
+        backend, times[name] = tried
         best = backend if times[name] < times[best.name] else best
     sentence = _sentence(best.name, times, refused)
     write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
@@ -154,21 +185,23 @@ def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> lis
     return worth
 
 
-def _trial(job: _Job, name: str, example: Tensor, expected: Tensor) -> tuple[Backend, float] | tuple[None, str]:
-    """The backend and its seconds for a window, or None and why it is left out."""
+def _trial(
+    make: Callable[[], Backend], example: Tensor, expected: Tensor, agreement: float = AGREEMENT
+) -> tuple[Backend, float] | str:
+    """A backend and its seconds for a window, or why it is left out."""
     try:
-        backend = job.make(name)
+        backend = make()
         logits, seconds = _timed(backend, example)
         if seconds < _LONG_SECONDS:
             logits, seconds = _timed(backend, example)
     except Exception as error:  # the converters raise whatever they like
-        return None, f"it cannot run this network ({first_line(error)})"
+        return f"it cannot run this network ({first_line(error)})"
     if logits.shape != expected.shape:
-        return None, f"its logits have the shape {list(logits.shape)}, not {list(expected.shape)}"
+        return f"its logits have the shape {list(logits.shape)}, not {list(expected.shape)}"
     span = float(expected.max() - expected.min())
     difference = float((logits - expected).abs().max())
-    if not difference <= AGREEMENT * span:
-        return None, f"its logits differ by {difference / max(span, 1e-30):.1%} of their range"
+    if not difference <= agreement * span:
+        return f"its logits differ by {difference / max(span, 1e-30):.1%} of their range"
     return backend, seconds
 
 
@@ -176,8 +209,10 @@ def _timed(backend: Backend, example: Tensor) -> tuple[Tensor, float]:
     """The logits, and the seconds of the fastest of up to five runs: short ones are repeated, since they scatter."""
     best, spent = math.inf, 0.0
     for _ in range(5):
+        synchronize(backend.device)
         start = time.perf_counter()
         logits = backend(example)
+        synchronize(backend.device)
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
         if spent > _ENOUGH_SECONDS:

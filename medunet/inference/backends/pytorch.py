@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from medunet.inference.backends.protocol import full_output
 
+WAYS = ("plain", "channels-last", "compiled")
+"""How PyTorch can run a network: as it is; with channels last in memory; so and through ``torch.compile``."""
+
 
 class TorchBackend:
-    """The network as it is: nothing is copied, so later calls see later weights.
+    """The network as it is: no weight is copied, so later calls see later weights.
 
     Puts the network on `device` and into evaluation mode; setting it back to training is left to the caller.
 
@@ -17,19 +20,32 @@ class TorchBackend:
         network: any module that returns logits, or a list of them with the highest resolution first.
         device: where to run.
         amp: mixed precision on CUDA, bfloat16 or (on cards without it) float16; other devices stay in float32.
+        way: one of WAYS. The last two rearrange the network's weights in memory; ``compiled`` takes a minute or so at
+            the first call and, on CUDA, replays graphs.
     """
 
-    name = "torch"
-
-    def __init__(self, network: nn.Module, device: torch.device | str, amp: bool = False) -> None:
+    def __init__(self, network: nn.Module, device: torch.device | str, amp: bool = False, way: str = "plain") -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.mixed = amp and self.device.type == "cuda"
         self.dtype = torch.bfloat16 if self.mixed and torch.cuda.is_bf16_supported() else torch.float16
+        self.name = "torch" if way == WAYS[0] else f"torch, {way}"
+        self.last = way != WAYS[0]
+        self._run = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if way == WAYS[2] else network
+        if self.last:
+            for parameter in network.parameters():
+                parameter.data = parameter.data.contiguous(memory_format=channels_last(parameter))
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""
         # no_grad and not inference_mode: callers add and multiply logits in place, outside of it.
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
             windows = windows.to(self.device, non_blocking=True)
-            return full_output(self.network(windows)).float()
+            if self.last:
+                windows = windows.contiguous(memory_format=channels_last(windows))
+            return full_output(self._run(windows)).float()
+
+
+def channels_last(tensor: Tensor) -> torch.memory_format:
+    """The order in memory that has the channels of a 2D or 3D tensor last."""
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim, torch.contiguous_format)
