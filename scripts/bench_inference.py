@@ -18,8 +18,10 @@ import platform
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +141,30 @@ def overhead(bench: Bench, minutes: float) -> dict[str, Any]:
     return {"runs": runs}
 
 
+def precision(bench: Bench, minutes: float) -> dict[str, Any]:
+    """The network in bfloat16 (PyTorch on this device) beside float32: labels of one volume, seconds of each."""
+    torch = importlib.import_module("torch")
+    load_segmenter = importlib.import_module("medunet.bundle.segmenting").load_segmenter
+    parts = load_segmenter(trained_bundle(bench.work, minutes), {"inferer::backend": "torch", "inferer::region": "all"})
+    item = parts.preprocessing({"image": str(bench.volume("speed", (128, 128, 112)))})
+    kind = parts.device.type
+
+    def run(windows: Any, rounded: bool) -> Any:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=rounded):
+            return parts.network(windows).float()
+
+    maps, seconds = [], []
+    for rounded in (False, True):
+        start = time.perf_counter()
+        maps.append(parts.inferer(item["image"][None], partial(run, rounded=rounded))[0, 0].numpy())
+        seconds.append(time.perf_counter() - start)
+    row = {"where": "network's grid", "of": f"bfloat16 on {kind}", "with": "float32", **agreement(*maps)}
+    return {"runs": [], "seconds": seconds, "agreement": [row]}
+
+
 CASES: dict[str, Callable[[Bench, float], dict[str, Any]]] = {
     "speed": speed, "air": air, "memory": memory, "small": small, "overhead": overhead,
+    "precision": precision,
 }  # fmt: skip
 
 

@@ -42,6 +42,9 @@ def show(name: str, result: dict[str, Any]) -> str:
             if r.network
         ]
         return table(("peer", "s beyond the network", "s network", "share"), rows)
+    if name == "precision":
+        words = "{:.1f} s in float32, {:.1f} s in bfloat16.\n".format(*result["seconds"])
+        return words + "\n" + _agreement(result)
     if name == "air":
         first = runs[0].seconds
         rows = [[n, f"{r.seconds / first:.2f}", *run_cells(r)] for n, r in zip(result["names"], runs, strict=True)]
