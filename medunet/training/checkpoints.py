@@ -129,8 +129,9 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A plain state dict on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in plain(network).state_dict().items()}
+    """A plain state dict on the CPU, the weights in their usual order."""
+    usual = torch.contiguous_format
+    return {key: value.detach().cpu().clone(memory_format=usual) for key, value in plain(network).state_dict().items()}
 
 
 def is_main_process() -> bool:
