@@ -90,6 +90,11 @@ class Region(NamedTuple):
     label: Tensor
     draw: Any
 
+    def to(self, device: torch.device) -> Region:
+        """The same with its voxels on `device`."""
+        image, label = (voxels.to(device, non_blocking=True) for voxels in (self.image, self.label))
+        return Region(image, label, self.draw)
+
 
 class StoredPatches(Dataset[dict[str, Tensor]]):
     """Random patches of stored cases, each by chance of its own: of the seed and the number of the draw alone.

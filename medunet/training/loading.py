@@ -85,13 +85,12 @@ class PatchLoader(DataLoader[Any]):
         if augment_on not in _WHERE:
             raise BundleError(f"augment_on '{augment_on}' is not known; give {', '.join(_WHERE[:-1])} or {_WHERE[-1]}")
         cuda = device.type == "cuda"
-        late = augment_on == "device" or (augment_on == "auto" and cuda)
-        self._late = dataset if late and isinstance(dataset, StoredPatches) and dataset.finish is None else None
         self._device = device
+        self._late = _divisible(dataset) if augment_on == "device" or (augment_on == "auto" and cuda) else None
         workers = (min(_MOST_WORKERS, cores() - 1) if cuda else 0) if num_workers is None else int(num_workers)
         super().__init__(
-            _Guarded(dataset, self._late), batch_size=int(batch_size), sampler=sampler, num_workers=workers, collate_fn=_collate,
-            worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
+            _Guarded(dataset, self._late), batch_size=int(batch_size), sampler=sampler, num_workers=workers,
+            collate_fn=_collate, worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -110,9 +109,7 @@ class PatchLoader(DataLoader[Any]):
 
     def _changed(self, regions: Sequence[Region], dataset: StoredPatches) -> Any:
         """A batch on the device, made of regions that lie in the CPU's memory."""
-        there = [r._replace(**{k: getattr(r, k).to(self._device, non_blocking=True) for k in ("image", "label")})
-                 for r in regions]  # fmt: skip
-        return default_collate([dataset.patch(region) for region in there])
+        return default_collate([dataset.patch(region.to(self._device)) for region in regions])
 
     def close(self) -> None:
         """End the loading processes; iterating again starts others."""
@@ -120,6 +117,13 @@ class PatchLoader(DataLoader[Any]):
         self._iterator = None
         if running is not None:
             running._shutdown_workers()
+
+
+def _divisible(dataset: Dataset[Any]) -> StoredPatches | None:
+    """The dataset where reading a patch can be told from changing it."""
+    if not isinstance(dataset, StoredPatches) or type(dataset).__getitem__ is not StoredPatches.__getitem__:
+        return None
+    return dataset if dataset.finish is None else None
 
 
 def refuse_lost_worker(error: BaseException) -> None:
