@@ -48,6 +48,9 @@ class Checkpoints:
 
     def _start(self, engine: Engine) -> None:
         engine.state.cycle = 0
+        if is_main_process():
+            for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
+                half.unlink(missing_ok=True)
         if self.resume:
             self._restore(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)  # behind all others
