@@ -90,7 +90,8 @@ class PatchLoader(DataLoader[Any]):
         workers = (min(_MOST_WORKERS, cores() - 1) if cuda else 0) if num_workers is None else int(num_workers)
         super().__init__(
             _Guarded(dataset, self._late), batch_size=int(batch_size), sampler=sampler, num_workers=workers,
-            collate_fn=_collate, worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
+            collate_fn=_collate, worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda,
+            generator=torch.Generator(),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

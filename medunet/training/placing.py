@@ -1,4 +1,4 @@
-"""Where and how the trained network runs: its device, the order of its weights in memory, and whether it is compiled."""
+"""Where and how the trained network runs: its device, the order of its weights in memory, compiled or not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def place(network: nn.Module, device: torch.device, channels_last: bool = False,
         _reorder(network)
     if compile:
         _require_compiler(device)
-        network.compile()
+        _compile(network)
     return network
 
 
@@ -43,8 +43,13 @@ def compiled_like(network: nn.Module, original: nn.Module) -> nn.Module:
     """A copy of `original`, compiled where that is."""
     inner: Any = original
     if getattr(inner, "_compiled_call_impl", None) is not None:
-        network.compile()
+        _compile(network)
     return network
+
+
+def _compile(network: nn.Module) -> None:
+    """For the one size that batches of training have: torch 2.13's programs for all sizes fail in 3D."""
+    network.compile(dynamic=False)
 
 
 def _reorder(network: nn.Module) -> None:
