@@ -249,20 +249,11 @@ def compiled(bundle: Path, options: argparse.Namespace) -> None:
 def memory(work: Path, options: argparse.Namespace) -> None:
     """Plan and train on many synthetic volumes; the largest sum of anonymous memory of all processes."""
     import psutil
-    from bench_store import anonymous, write_case
+    from bench_store import anonymous
 
     data = work / "large"
     data.mkdir()
-    cases = [write_case(data, seed) for seed in range(min(options.volumes, 4))]
-    entries = []
-    for number in range(options.volumes):  # hard links: each is a case of its own to the store
-        names = {}
-        for key in ("image", "label"):
-            target = data / f"case{number:03d}_{key}.nii.gz"
-            os.link(cases[number % len(cases)][key], target)
-            with_other_bytes(target, number)
-            names[key] = target.name
-        entries.append(names)
+    entries = [large_case(data, number) for number in range(options.volumes)]
     facts = {"name": "large", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "organ", "2": "lesion"}}
     (data / "dataset.json").write_text(json.dumps({**facts, "training": entries}))
     bundle = work / "large_bundle"
@@ -307,12 +298,23 @@ def memory(work: Path, options: argparse.Namespace) -> None:
     table("Anonymous memory of all processes", columns, [row])
 
 
-def with_other_bytes(path: Path, number: int) -> None:
-    """A copy whose gzip header has another time: other bytes, so another case, and equal voxels."""
-    content = bytearray(path.read_bytes())
-    content[4:8] = (number + 1).to_bytes(4, "little")
-    path.unlink()
-    path.write_bytes(content)
+def large_case(folder: Path, number: int) -> dict[str, str]:
+    """One of four volumes with a voxel of its own: the index takes no case twice."""
+    from bench_store import write_case
+
+    from medunet.data.volume import read_volume, write_image
+
+    source = {key: folder / f"{key}_{number % 4}.nii.gz" for key in ("image", "label")}
+    if number < 4:
+        write_case(folder, number)
+        return {key: path.name for key, path in source.items()}
+    volume = read_volume(str(source["image"]))
+    changed = volume.array[0].copy()
+    changed[0, 0, 0] += number
+    names = {key: f"case{number:03d}_{key}.nii.gz" for key in source}
+    write_image(folder / names["image"], changed, volume.grid)
+    os.link(source["label"], folder / names["label"])
+    return names
 
 
 def tree(psutil: Any, pid: int) -> list[int]:
