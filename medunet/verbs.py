@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -287,9 +286,10 @@ def _first_scores(bundle: Path) -> Path:
 def _context(found: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]] | None]:
     """The plan and the training log around a bundle's scores, where there are any."""
     from medunet.bundle import read_plan
+    from medunet.data.atomic import read_rows
 
     log = found.with_name("log.jsonl")
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else None
+    rows = read_rows(log) if log.is_file() else None
     try:
         return read_plan(str(found.parents[2])), rows
     except (BundleError, IndexError):

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
 from medunet.bundle import read_plan
@@ -178,6 +180,33 @@ def test_monai_run_and_medunet_predict_give_the_same_voxels(
         ours, theirs = read_label(tmp_path / "ours" / name), read_label(tmp_path / "monai" / name)
         assert (ours.array == theirs.array).all()
         assert ours.grid == theirs.grid == read_label(images / name).grid
+
+
+EFFECTS = {
+    "no_average": lambda parts: parts["train::handlers"][1].share == 0,
+    "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,
+    "no_augmentation": lambda parts: not any(parts["train::augment"].chance[kind] for kind in ("mirror", "gamma")),
+    "early_stopping": lambda parts: (parts["validation"].patience, parts["budget"].validations) == (5, 40),
+    "augment_on_workers": lambda parts: parts["train::dataloader"]._late is None,
+    "channels_last": lambda parts: not parts["network"].get_parameter("encoder.1.0.weight").is_contiguous(),
+    "compile": lambda parts: parts["network"]._compiled_call_impl is not None,
+}
+
+
+@pytest.mark.parametrize("overlay", EFFECTS)
+def test_run_overlays_do_what_they_say_and_train_a_step(planned_bundle: Path, overlay: str, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    path = Path(__file__).parents[1] / "configs" / "run" / f"{overlay}.yaml"
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 1, **yaml.safe_load(path.read_text())}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+
+    class Parts(dict[str, Any]):
+        def __missing__(self, key: str) -> Any:
+            return parser.get_parsed_content(key)
+
+    assert EFFECTS[overlay](Parts())
+    parser.get_parsed_content("train::trainer").run()
+    assert torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)["iteration"] == 3
 
 
 @pytest.mark.parametrize(

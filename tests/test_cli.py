@@ -203,7 +203,7 @@ def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: 
     assert f"open {bundle / 'eval' / 'fold_0' / 'report.html'} in a browser" in out
     code, _, err = run("train", bundle, "--config", "nowhere")
     assert code == 2
-    assert "nowhere: overlay is missing; give a YAML file or one of adam, dice_heavy" in err
+    assert "nowhere: overlay is missing; give a YAML file or one of adam, augment_on_workers" in err
 
 
 def test_unknown_verbs_and_options_are_usage_errors(run: Run) -> None:

@@ -163,6 +163,30 @@ def test_hand_edits_are_kept_and_everything_else_follows() -> None:
     assert result.reasons["patch_size"].startswith("chosen by the user")
 
 
+def test_activations_are_recomputed_before_the_patch_shrinks() -> None:
+    """The same data with less and less memory: first the batch, then recomputing, then the patch."""
+
+    def planned(gigabytes: float, **chosen: object) -> Plan:
+        return plan(make(), Budget(memory=int(gigabytes * 1e9), device="cuda"), chosen)
+
+    ample, tight, tighter = planned(24), planned(16), planned(3)
+    assert (ample.patch_size, ample.network["checkpointing"]) == ((160, 160, 128), False)
+    assert "checkpointing" not in ample.reasons
+    assert (tight.patch_size, tight.batch_size, tight.network["checkpointing"]) == (ample.patch_size, 2, True)
+    assert "computed again in the backward pass, about a third more time" in tight.reasons["checkpointing"]
+    assert "a batch of 2 would take 17.9 GB without" in tight.reasons["checkpointing"]
+    assert math.prod(tighter.patch_size) < math.prod(tight.patch_size)
+    assert tighter.memory_estimate <= 3e9
+    refused = planned(16, checkpointing=False)
+    assert not refused.network["checkpointing"]
+    assert math.prod(refused.patch_size) < math.prod(tight.patch_size)
+    chosen = planned(24, checkpointing=True)
+    assert chosen.network["checkpointing"]
+    assert chosen.batch_size >= ample.batch_size
+    kept = planned(16, patch_size=[160, 160, 128], batch_size=2)
+    assert kept.network["checkpointing"]
+
+
 def test_the_fingerprint_of_real_mr(real_data: Callable[[str], Path]) -> None:
     data = verbs.fingerprint(real_data("hippocampus"))
     assert data.cases == 208
@@ -176,8 +200,8 @@ import json, sys, torch
 from medunet.networks import UNet
 from medunet.training.losses import DiceCE
 torch.set_num_threads(1)
-base, depth, supervision, batch, patch = json.loads(sys.argv[1])
-network = UNet.of_depth(depth, base, len(patch), out_channels=3, deep_supervision=supervision)
+base, depth, supervision, batch, patch, less = json.loads(sys.argv[1])
+network = UNet.of_depth(depth, base, len(patch), out_channels=3, deep_supervision=supervision, checkpointing=less)
 loss, optimizer = DiceCE(3), torch.optim.AdamW(network.parameters())
 def kept(key):  # of this program: ru_maxrss would count what started it
     return int(open('/proc/self/status').read().split(key + ':')[1].split()[0]) * 1024
@@ -193,21 +217,27 @@ print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
 
 
 @pytest.mark.parametrize(
-    ("base", "depth", "supervision", "batch", "patch"),
-    [(16, 4, 2, 4, [40, 56, 40]), (32, 4, 0, 2, [64, 64, 64]), (16, 5, 2, 8, [256, 256])],
+    ("base", "depth", "supervision", "batch", "patch", "checkpointing"),
+    [
+        (16, 4, 2, 4, [40, 56, 40], False),
+        (32, 4, 0, 2, [64, 64, 64], False),
+        (16, 5, 2, 8, [256, 256], False),
+        (32, 4, 0, 2, [64, 64, 64], True),
+        (16, 5, 2, 8, [256, 256], True),
+    ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
 def test_the_memory_estimate_is_what_a_step_takes(
-    base: int, depth: int, supervision: int, batch: int, patch: list[int]
+    base: int, depth: int, supervision: int, batch: int, patch: list[int], checkpointing: bool
 ) -> None:
     import json
 
-    words = json.dumps([base, depth, supervision, batch, patch])
+    words = json.dumps([base, depth, supervision, batch, patch, checkpointing])
     done = subprocess.run([sys.executable, "-c", MEASURE, words], capture_output=True, text=True, check=True)
     dims = len(patch)
     shape = NetworkShape(
         1, 3, tuple(base * 2**i for i in range(depth)), tuple((1 if i == 0 else 2,) * dims for i in range(depth)),
-        ((3,) * dims,) * depth, 2, supervision,
+        ((3,) * dims,) * depth, 2, supervision, checkpointing=checkpointing,
     )  # fmt: skip
     ratio = training_bytes(shape, patch, batch, "cpu") / float(done.stdout)
     assert 0.8 < ratio < 1.3

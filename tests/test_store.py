@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame, Preprocess
 from medunet.data.volume import write_image, write_label
-from medunet.errors import DatasetError, InputError, ResourceError
+from medunet.errors import BundleError, DatasetError, InputError, ResourceError
 from medunet.inference.border import Bordered
 from medunet.training import Augmentation, CaseSampler, CutPatch, PatchLoader, PatchStore, Sample, StoredPatches
 from medunet.training import entry as entries
@@ -438,6 +439,9 @@ def make_patches(folder: Path, count: int = 3) -> StoredPatches:
     return StoredPatches(items, make_store(folder / "s"), CutPatch((24, 16, 48)), augment, seed=4)
 
 
+OFTEN = dict.fromkeys(PROBABILITIES, 0.6)
+
+
 def loader(patches: StoredPatches, workers: int, steps: int = 6) -> PatchLoader:
     import torch
 
@@ -463,6 +467,60 @@ def test_patches_are_the_same_whoever_loads_them_and_wherever_one_begins(tmp_pat
         assert bool((next(iter(late))["image"] == alone[3]["image"]).all())
     first, other = patches[Sample(0, 1)], patches[Sample(1, 1)]
     assert not bool((first["image"] == other["image"]).all())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patches_that_are_changed_on_the_device_are_those_of_the_workers(tmp_path: Path, workers: int) -> None:
+    import torch
+
+    patches = make_patches(tmp_path)
+    patches.augment = Augmentation((24, 16, 48), mirror_axes=(0,), rotation=(0.5, 0.0, 0.0), probabilities=OFTEN)
+
+    def made(augment_on: str, count: int, first: int = 0) -> list[Any]:
+        sampler = CaseSampler(patches.data, 2, 6, seed=4)
+        sampler.begin(first)
+        ahead = PatchLoader(patches, 2, sampler, torch.device("cpu"), workers, augment_on)
+        batches = list(islice(iter(ahead), count))
+        ahead.close()
+        return batches
+
+    by_workers, on_device = made("workers", 6), made("device", 6)
+    for mine, theirs in zip(by_workers, on_device, strict=True):
+        assert torch.allclose(mine["image"], theirs["image"], atol=1e-6)
+        assert bool((mine["label"] == theirs["label"]).all())
+    assert bool((made("device", 1, first=3)[0]["image"] == on_device[3]["image"]).all())  # as a run that is resumed
+    assert [patches.region(Sample(n, 0)).draw for n in range(9)] == [
+        patches.region(Sample(n, 0)).draw for n in range(9)
+    ]
+
+
+def test_where_patches_are_changed_is_chosen_by_a_word(tmp_path: Path) -> None:
+    import torch
+
+    patches, cpu = make_patches(tmp_path), torch.device("cpu")
+    sampler = CaseSampler(patches.data, 2, 6)
+    moved: list[tuple[int, ...]] = []
+
+    class Here(Augmentation):
+        def apply(self, draw: Any, image: Any, label: Any) -> Any:
+            moved.append((os.getpid(), *image.shape))
+            return super().apply(draw, image, label)
+
+    patches.augment = Here((24, 16, 48))
+    for word, seen in (("auto", 0), ("workers", 0), ("device", 2)):
+        moved.clear()
+        ahead = PatchLoader(patches, 2, sampler, cpu, 1, word)
+        next(iter(ahead))
+        ahead.close()
+        assert len(moved) == seen  # in this process
+    patches.finish = lambda patch: {**patch, "label": patch["label"] + 1}
+    moved.clear()
+    ahead = PatchLoader(patches, 2, sampler, cpu, 1, "device")
+    assert int(next(iter(ahead))["label"].min()) == 1  # a last transform runs on the CPU
+    ahead.close()
+    assert not moved
+    with pytest.raises(BundleError, match="augment_on 'gpu' is not known; give auto, workers or device"):
+        PatchLoader(patches, 2, sampler, cpu, 1, "gpu")
 
 
 def test_a_dataset_travels_to_processes_that_are_not_forked(tmp_path: Path) -> None:
@@ -538,6 +596,7 @@ def test_a_killed_loading_process_is_told(tmp_path: Path) -> None:
             for _ in batches:
                 time.sleep(0.001)
         except RuntimeError as error:  # torch's, from a signal handler, wherever the process was
+            ahead.close()  # as the budget does; torch would tell again at the next signal
             refuse_lost_worker(error)
 
     with pytest.raises(ResourceError, match="a loading process was killed, probably for want of memory"):

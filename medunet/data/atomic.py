@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medunet.types import StrPath
 
 _PART = ".part-"
+_TORCH_FULL = ("file write failed", "unexpected pos", "iostream error")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -64,6 +65,16 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file that grows; one that a killed run did not finish is left out. No file: no rows."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
 def write_with(target: StrPath, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary path)`` and put the result at `target` atomically."""
     with atomic_path(target) as path:
@@ -80,7 +91,7 @@ def disk_errors(target: StrPath) -> Iterator[None]:
             raise _full(target, error) from error
         raise
     except RuntimeError as error:  # torch.save reports a failed write so
-        if "file write failed" in str(error) or "unexpected pos" in str(error):
+        if any(words in str(error) for words in _TORCH_FULL):
             raise _full(target, error) from error
         raise
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medunet.errors import NetworkError
 
@@ -120,6 +122,33 @@ class UpSample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layers(x)
         return result
+
+
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``, whose activations are computed again in the backward pass instead of kept.
+
+    Dropout drops the same again; running statistics of batch normalisation count each pass once.
+    """
+    norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not norms or torch.compiler.is_compiling():  # a compiled pass changes running statistics apart from the rest
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+    return cast(
+        Tensor, checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(norms)))
+    )
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[Any]) -> Iterator[None]:
+    """Let a pass take nothing of its batch into the running statistics, and not count it."""
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def per_axis(value: int | Sequence[int], dims: int, name: str) -> Size:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from medunet.errors import NetworkError
 from medunet.networks.blocks import (
@@ -24,6 +23,7 @@ from medunet.networks.blocks import (
     Size,
     UpSample,
     Upsampling,
+    checkpointed,
     concatenate,
     convolution,
     init_he,
@@ -198,7 +198,7 @@ class UNet(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(block, x, use_reentrant=False)
+            recomputed: Tensor = checkpointed(block, x)
             return recomputed
         result: Tensor = block(x)
         return result

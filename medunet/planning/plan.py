@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from medunet.data.dicom.codes import find_code, generic_code, parse_code
@@ -151,13 +151,17 @@ class _Draft:
         return geometry.Frame(dims, orientation, spacing, shape)
 
     def fit(self, frame: geometry.Frame) -> tuple[NetworkShape, tuple[int, ...], int]:
-        """Shrink the patch until a batch of at least two (one, if the patch was chosen) fits the memory."""
+        """Shrink the patch until a batch of at least two (one, if the patch was chosen) fits the memory.
+
+        Before the patch shrinks, activations are recomputed (`checkpointing`), which takes less memory and more time.
+        """
         patch, reason = self._first_patch(frame)
+        wanted = self.chosen.get("batch_size", 1 if "patch_size" in self.chosen else 2)
         while True:
             network, patch = self._network(frame, patch)
+            network = self._checkpointed(network, patch, wanted)
             batch = self._batch(frame, network, patch)
-            wanted = self.chosen.get("batch_size", 1 if "patch_size" in self.chosen else 2)
-            if memory.training_bytes(network, patch, wanted, self.budget.device) <= self.budget.memory:
+            if self._fits(network, patch, wanted):
                 break
             smaller = geometry.shrink(patch, frame, network.strides)
             if smaller is not None and math.prod(self._network(frame, smaller)[1]) >= math.prod(patch):
@@ -172,6 +176,24 @@ class _Draft:
             patch, reason = smaller, f"the largest in the data's proportions that fits {self._gigabytes()}"
         self.reasons.setdefault("patch_size", reason)
         return network, patch, batch
+
+    def _fits(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> bool:
+        return memory.training_bytes(network, patch, batch, self.budget.device) <= self.budget.memory
+
+    def _checkpointed(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> NetworkShape:
+        """The network as it is where a step fits, or else with recomputed activations; as the user says, if at all."""
+        if "checkpointing" in self.chosen:
+            self.reasons["checkpointing"] = "chosen by the user"
+            return network
+        self.reasons.pop("checkpointing", None)
+        if self._fits(network, patch, batch):
+            return network
+        need = memory.training_bytes(network, patch, batch, self.budget.device)
+        self.reasons["checkpointing"] = (
+            f"activations are computed again in the backward pass, about a third more time: a step with this patch and "
+            f"a batch of {batch} would take {need / 1e9:.1f} GB without"
+        )
+        return replace(network, checkpointing=True)
 
     def _gigabytes(self) -> str:
         return f"{self.budget.memory / 1e9:g} GB of memory"

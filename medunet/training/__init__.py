@@ -22,6 +22,7 @@ from medunet.training.losses import (
     WeightedCE,
 )
 from medunet.training.patches import CutPatch
+from medunet.training.placing import place
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
 from medunet.training.store import PatchStore
@@ -60,5 +61,6 @@ __all__ = [
     "distribute",
     "leave",
     "local_device",
+    "place",
     "twin",
 ]

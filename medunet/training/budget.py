@@ -20,6 +20,7 @@ from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
+from medunet.training.placing import compiled_like
 from medunet.training.schedule import first_step
 
 _VALIDATION_SHARE = 0.06  # of the time, for validations before the last
@@ -108,7 +109,8 @@ class Budget:
 
     def measure(self, trainer: Any) -> Pace:
         """Time training steps on a copy of the network and the validation of two cases."""
-        network = copy.deepcopy(plain(trainer.network))
+        trained = plain(trainer.network)
+        network = compiled_like(copy.deepcopy(trained), trained)
         step = _median_seconds(_steps(trainer, network), _WARMUP)
         case = _median_seconds(_cases(self.validator), 0)
         return Pace(step, case)

@@ -83,6 +83,19 @@ class Sample(NamedTuple):
     case: int
 
 
+class Region(NamedTuple):
+    """What a patch is made of: voxels as they were read, (channels, *extent) and (1, *extent), and what was drawn."""
+
+    image: Tensor
+    label: Tensor
+    draw: Any
+
+    def to(self, device: torch.device) -> Region:
+        """The same with its voxels on `device`."""
+        image, label = (voxels.to(device, non_blocking=True) for voxels in (self.image, self.label))
+        return Region(image, label, self.draw)
+
+
 class StoredPatches(Dataset[dict[str, Tensor]]):
     """Random patches of stored cases, each by chance of its own: of the seed and the number of the draw alone.
 
@@ -123,16 +136,23 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
             self.store.prepare(items)
 
     def __getitem__(self, index: int | Sample) -> dict[str, Tensor]:
+        patch = self.patch(self.region(index))
+        return patch if self.finish is None else self.finish(patch)
+
+    def region(self, index: int | Sample) -> Region:
+        """Draw a patch's place and changes and read its region; nothing is changed yet."""
         sample = index if isinstance(index, Sample) else Sample(int(index), int(index))
         generator = np.random.default_rng((self.seed, sample.number))
         item = self.data[sample.case]
         cut = self.cut.draw(generator, self.store.entry(item))
         draw = self.augment.draw(generator)
         extent = (*draw.extent, 1) if self.cut.flat else draw.extent
-        region = to_tensors(*self.read(item, cut.box(extent)), self.cut.flat)
-        image, label = self.augment.apply(draw, *region)
-        patch = {"image": image, "label": label}
-        return patch if self.finish is None else self.finish(patch)
+        return Region(*to_tensors(*self.read(item, cut.box(extent)), self.cut.flat), draw)
+
+    def patch(self, region: Region) -> dict[str, Tensor]:
+        """Do what was drawn, on the device where the region's voxels are."""
+        image, label = self.augment.apply(region.draw, region.image, region.label)
+        return {"image": image, "label": label}
 
     def read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
         """Image and label of a box that may reach beyond the volume."""

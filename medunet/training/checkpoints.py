@@ -48,6 +48,9 @@ class Checkpoints:
 
     def _start(self, engine: Engine) -> None:
         engine.state.cycle = 0
+        if is_main_process():
+            for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
+                half.unlink(missing_ok=True)
         if self.resume:
             self._restore(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)  # behind all others
@@ -129,8 +132,9 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """A plain state dict on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in plain(network).state_dict().items()}
+    """A plain state dict on the CPU, the weights in their usual order."""
+    usual = torch.contiguous_format
+    return {key: value.detach().cpu().clone(memory_format=usual) for key, value in plain(network).state_dict().items()}
 
 
 def is_main_process() -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medunet.errors import ResourceError
+from medunet.training.placing import place
 
 
 def local_device(backend: str = "auto") -> torch.device:
@@ -31,9 +32,11 @@ def local_device(backend: str = "auto") -> torch.device:
     return device
 
 
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move the network to the device and average its gradients over all processes."""
-    network = network.to(device)
+def distribute(
+    network: nn.Module, device: torch.device, channels_last: bool = False, compile: bool = False
+) -> nn.Module:
+    """Place the network (see `place`) and average its gradients over all processes."""
+    network = place(network, device, channels_last, compile)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from medunet.errors import MedunetError, ResourceError, root_cause
+from medunet.errors import BundleError, MedunetError, ResourceError, root_cause
+from medunet.training.cases import Region, StoredPatches
 from medunet.training.distributed import cores
 
 _MOST_WORKERS = 8
+_WHERE = ("auto", "workers", "device")
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,17 @@ class _Failure:
 
 
 class _Guarded(Dataset[Any]):
-    """A dataset whose medunet errors are values."""
+    """A dataset whose medunet errors are values; with `raw`, of regions that are changed elsewhere."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset[Any], raw: StoredPatches | None) -> None:
+        self.dataset, self.raw = dataset, raw
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: Any) -> Any:
         try:
-            return self.dataset[index]
+            return self.dataset[index] if self.raw is None else self.raw.region(index)
         except Exception as error:
             cause = root_cause(error)
             if not isinstance(cause, MedunetError):
@@ -43,7 +45,9 @@ class _Guarded(Dataset[Any]):
 
 
 def _collate(items: Sequence[Any]) -> Any:
-    return next((item for item in items if isinstance(item, _Failure)), None) or default_collate(list(items))
+    """A batch; regions differ in size and stay a list."""
+    failure = next((item for item in items if isinstance(item, _Failure)), None)
+    return failure or (list(items) if isinstance(items[0], Region) else default_collate(list(items)))
 
 
 def _begin_worker(number: int) -> None:
@@ -60,8 +64,12 @@ class PatchLoader(DataLoader[Any]):
         num_workers: loading processes; by default as many as there are cores beside the one that trains, at most 8,
             and none where the network runs on the CPU, whose cores are busy as it is.
         device: where the network runs.
+        augment_on: where patches are changed: by the loading ``workers``, or, a batch at a time, on the ``device``;
+            ``auto``: on CUDA devices. What is drawn is the same; noise has other values on another kind of device. With
+            a ``finish`` transform, or a dataset of another kind, always by the workers.
 
     Raises:
+        BundleError: `augment_on` is another word.
         MedunetError: (while iterating) what went wrong in a loading process, in its own words.
     """
 
@@ -72,12 +80,18 @@ class PatchLoader(DataLoader[Any]):
         sampler: Sampler[Any],
         device: torch.device,
         num_workers: int | None = None,
+        augment_on: str = "auto",
     ) -> None:
+        if augment_on not in _WHERE:
+            raise BundleError(f"augment_on '{augment_on}' is not known; give {', '.join(_WHERE[:-1])} or {_WHERE[-1]}")
         cuda = device.type == "cuda"
+        self._device = device
+        self._late = _divisible(dataset) if augment_on == "device" or (augment_on == "auto" and cuda) else None
         workers = (min(_MOST_WORKERS, cores() - 1) if cuda else 0) if num_workers is None else int(num_workers)
         super().__init__(
-            _Guarded(dataset), batch_size=int(batch_size), sampler=sampler, num_workers=workers, collate_fn=_collate,
-            worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda, generator=torch.Generator(),
+            _Guarded(dataset, self._late), batch_size=int(batch_size), sampler=sampler, num_workers=workers,
+            collate_fn=_collate, worker_init_fn=_begin_worker, persistent_workers=workers > 0, pin_memory=cuda,
+            generator=torch.Generator(),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -92,7 +106,11 @@ class PatchLoader(DataLoader[Any]):
                 raise
             if isinstance(batch, _Failure):
                 raise batch.error
-            yield batch
+            yield batch if self._late is None else self._changed(batch, self._late)
+
+    def _changed(self, regions: Sequence[Region], dataset: StoredPatches) -> Any:
+        """A batch on the device, made of regions that lie in the CPU's memory."""
+        return default_collate([dataset.patch(region.to(self._device)) for region in regions])
 
     def close(self) -> None:
         """End the loading processes; iterating again starts others."""
@@ -100,6 +118,13 @@ class PatchLoader(DataLoader[Any]):
         self._iterator = None
         if running is not None:
             running._shutdown_workers()
+
+
+def _divisible(dataset: Dataset[Any]) -> StoredPatches | None:
+    """The dataset where reading a patch can be told from changing it."""
+    if not isinstance(dataset, StoredPatches) or type(dataset).__getitem__ is not StoredPatches.__getitem__:
+        return None
+    return dataset if dataset.finish is None else None
 
 
 def refuse_lost_worker(error: BaseException) -> None:

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from medunet.data.atomic import read_rows, remove_stale, write_text
 from medunet.training.checkpoints import is_main_process
 from medunet.training.schedule import total_steps
 
@@ -49,9 +50,7 @@ class Log:
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything written so far."""
-        if not self.path.is_file():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return read_rows(self.path)
 
     def write(self, event: str, **values: Any) -> None:
         """Append a row."""
@@ -111,6 +110,7 @@ class Log:
             self.path.unlink(missing_ok=True)
         if not is_main_process():
             return
+        self._mend()
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.folder / "tensorboard"))
@@ -118,6 +118,12 @@ class Log:
             self._bar = _progress_bar()
             self._bar.start()
             self._task = self._bar.add_task("training", total=None)
+
+    def _mend(self) -> None:
+        """Tidy up behind a run that was killed: a row cut short, and temporary files."""
+        remove_stale(self.folder)
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows()))
 
     def _step(self, engine: Engine) -> None:
         self.losses.append(engine.state.output["loss"].detach())  # stays on the device: reading it would wait for it

@@ -1,0 +1,127 @@
+"""The trained network compiled, with other orders in memory, and with recomputed activations: the same training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ignite.engine import Events
+from torch import nn
+
+from medunet import verbs
+from medunet.bundle.running import load_workflow
+from medunet.errors import ResourceError
+from medunet.networks import UNet
+from medunet.training import place
+from medunet.training.placing import _require_compiler, compiled_like
+
+CPU = torch.device("cpu")
+OVERLAYS = Path(__file__).parents[1] / "configs" / "run"
+
+
+def gradients(network: nn.Module) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    x = torch.randn(2, 1, 16, 16, 16)
+    sum(output.square().mean() for output in network(x)).backward()
+    return [weight.grad for weight in network.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize(("compile", "checkpointing"), [(False, False), (False, True), (True, True)])
+def test_a_placed_network_has_the_same_gradients_and_names(compile: bool, checkpointing: bool) -> None:
+    plain = UNet.of_depth(3, 4, deep_supervision=1, convs_per_level=1)
+    other = UNet.of_depth(3, 4, deep_supervision=1, convs_per_level=1, checkpointing=checkpointing)
+    other.load_state_dict(plain.state_dict())
+    placed = place(other, CPU, channels_last=True, compile=compile)
+    assert placed is other
+    for mine, theirs in zip(gradients(placed.train()), gradients(plain.train()), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert list(placed.state_dict()) == list(plain.state_dict())
+    weight = placed.get_parameter("encoder.1.0.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    twin = copy.deepcopy(placed)
+    assert twin._compiled_call_impl is None  # an average, an export
+    assert (compiled_like(twin, placed)._compiled_call_impl is not None) == compile
+
+
+def values(bundle: Path, epochs: int, overlay: str = "", **more: Any) -> dict[str, Any]:
+    chosen = yaml.safe_load((OVERLAYS / f"{overlay}.yaml").read_text()) if overlay else {}
+    return {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": epochs, **chosen, **more}
+
+
+def last_of(bundle: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    return state
+
+
+def test_a_run_goes_on_compiled_and_plain_from_the_same_checkpoint(trained_bundle: Path, tmp_path: Path) -> None:
+    """Two epochs are done; the third is trained plain, with channels together, and compiled."""
+    ends = {}
+    for overlay in ("", "channels_last", "compile"):
+        bundle = Path(shutil.copytree(trained_bundle, tmp_path / f"b{overlay}"))
+        torch.save({**last_of(bundle), "max_epochs": 3}, bundle / "models" / "checkpoint_last.pt")
+        verbs.train(bundle, 0, values(bundle, 3, overlay, resume=True))
+        ends[overlay] = last_of(bundle)
+        assert ends[overlay]["iteration"] == 9
+        assert all(value.is_contiguous() for value in ends[overlay]["model"].values())
+    for overlay in ("channels_last", "compile"):
+        for part in ("model", "average"):
+            assert list(ends[overlay][part]) == list(ends[""][part])
+            for name, weights in ends[""][part].items():
+                assert torch.allclose(ends[overlay][part][name], weights, atol=2e-3), name
+    plain = tmp_path / "bcompile"
+    torch.save({**last_of(plain), "max_epochs": 4}, plain / "models" / "checkpoint_last.pt")
+    verbs.train(plain, 0, values(plain, 4, resume=True))
+    assert last_of(plain)["iteration"] == 12
+
+
+def test_a_compiled_run_is_timed_as_it_will_train(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    parser = load_workflow(bundle, "train.yaml", "train", values(bundle, 1, "compile")).parser
+    seen: list[bool] = []
+    trainer, budget = (parser.get_parsed_content(key) for key in ("train::trainer", "budget"))
+    whole = trainer.inferer
+
+    def note(image: Any, network: Any) -> Any:
+        seen.append(network._compiled_call_impl is not None and network is not trainer.network)
+        return whole(image, network)
+
+    budget.dataset.prepare()
+    trainer.inferer = note
+    assert budget.measure(trainer).step > 0
+    assert seen
+    assert all(seen)
+
+
+def test_recomputed_activations_resume_bit_by_bit(planned_bundle: Path, tmp_path: Path) -> None:
+    """With dropout: what was dropped is dropped again when it is recomputed, also after a resume."""
+    whole, broken = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "broken"))
+    for bundle in (whole, broken):
+        path = bundle / "configs" / "metadata.json"
+        metadata = json.loads(path.read_text())
+        metadata["plan"]["network"] |= {"checkpointing": True, "dropout": 0.2}
+        path.write_text(json.dumps(metadata))
+    verbs.train(whole, 0, values(whole, 2))
+    trainer = load_workflow(broken, "train.yaml", "train", values(broken, 2)).parser.get_parsed_content(
+        "train::trainer"
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    verbs.train(broken, 0, values(broken, 2, resume=True))
+    first, second = last_of(whole), last_of(broken)
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", r"\w*\+\+\S*"), ("cuda", "gcc")])
+def test_a_missing_compiler_is_told(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    words = f"compile needs the compiler {name}, which is not on this machine; install it or train without compile"
+    with pytest.raises(ResourceError, match=words):
+        _require_compiler(torch.device(device), lambda _: None)
