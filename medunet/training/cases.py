@@ -131,7 +131,7 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
         extent = (*draw.extent, 1) if self.cut.flat else draw.extent
         region = to_tensors(*self.read(item, cut.box(extent)), self.cut.flat)
         image, label = self.augment.apply(draw, *region)
-        patch = {"image": image, "label": label}
+        patch = {"image": image, "label": self.store.preprocess.targets(label)}
         return patch if self.finish is None else self.finish(patch)
 
     def read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
