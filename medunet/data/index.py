@@ -47,8 +47,8 @@ class Finding:
 class Index:
     """A dataset as medunet sees it. `labels` maps names to stored values, background first.
 
-    Of `regions`, which may overlap, `labels` holds the value that is written for each, and `regions` the values of label
-    maps that belong to it. Voxels with the value `ignore` are not annotated.
+    Of `regions`, which may overlap, `labels` holds the value that is written for each, and `regions` the values of
+    label maps that belong to it. Voxels with the value `ignore` are not annotated.
 
     Channels and labels that the dataset does not declare are empty until `examine` has seen what is there.
     """

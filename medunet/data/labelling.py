@@ -76,7 +76,9 @@ def _values(name: Any, value: Any, where: str) -> int | list[int]:
         text = str(value).strip().removesuffix(".0")
         if text.removeprefix("-").isdigit():
             return int(text)
-    raise DatasetError(f"{where}: label '{name}' has value {value}; give a whole number, or a list of them for a region")
+    raise DatasetError(
+        f"{where}: label '{name}' has value {value}; give a whole number, or a list of them for a region"
+    )
 
 
 def _with_regions(named: Mapping[str, int | list[int]], order: Any, ignore: int | None, where: str) -> Declared:
@@ -86,8 +88,9 @@ def _with_regions(named: Mapping[str, int | list[int]], order: Any, ignore: int 
     }
     written = [_values("regions_class_order", value, where) for value in order] if isinstance(order, list) else []
     if len(written) != len(regions):
+        plural = "s" * (len(regions) != 1)
         raise DatasetError(
-            f"{where}: regions_class_order has {len(written)} values for {len(regions)} regions "
+            f"{where}: regions_class_order has {len(written)} values for {len(regions)} region{plural} "
             f"({', '.join(regions)}); give the value to be written for each region, in their order"
         )
     values = [value for value in written if isinstance(value, int)]

@@ -96,7 +96,10 @@ class _Either(nn.Module):
 
 
 class DiceCE(DeepLoss):
-    """The sum of soft Dice loss (Milletari et al. 2016, doi:10.1109/3DV.2016.79) and cross-entropy, binary for regions."""
+    """The sum of soft Dice loss (Milletari et al. 2016, doi:10.1109/3DV.2016.79) and cross-entropy.
+
+    Of regions the cross-entropy is binary, for each by itself.
+    """
 
     def __init__(self, classes: int, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
         super().__init__(classes)
@@ -256,12 +259,10 @@ class DiceHausdorff(DeepLoss):
         if not bool(share):
             return logits[:, :0].sum()
         kept = annotated[:, None]
-        outside = torch.full_like(logits[:1, :, :1].flatten(2)[..., :1], -_CERTAIN)
+        outside = logits.new_full((1, logits.shape[1], *(1,) * (logits.ndim - 2)), -_CERTAIN)
         if not _are_masks(logits, label):
             outside[:, 0] = _CERTAIN
-        logits = torch.where(kept, logits, outside.reshape(1, -1, *(1,) * (logits.ndim - 2)))
-        label = label * kept
-        errors: Tensor = self.hausdorff(logits, label) / share
+        errors: Tensor = self.hausdorff(torch.where(kept, logits, outside), label * kept) / share
         dice: Tensor = self.dice(_those(logits, annotated), _those(label, annotated))
         return self.dice_weight * dice + self.hausdorff_weight * torch.log(errors + 1)
 

@@ -171,8 +171,8 @@ def resolve(index: Index, *, allow_gaps: bool = False) -> Index:
         return replace(index, findings=tuple(findings))
     if index.regions or index.ignore is not None:
         raise DatasetError(
-            f"{index.root}: declares {'regions' if index.regions else 'an ignore value'} and has labels in DICOM objects "
-            f"({next(iter(objects))}), which name structures and not values; give label maps such as NIfTI"
+            f"{index.root}: declares {'regions' if index.regions else 'an ignore value'} and has labels in DICOM "
+            f"objects ({next(iter(objects))}), which name structures and not values; give label maps such as NIfTI"
         )
     labels, notes = _classes(index, objects)
     findings += notes
