@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from torch import Tensor
 
 from medunet import verbs
@@ -40,6 +39,7 @@ from medunet.training import (
 )
 from medunet.training.entry import Entry, patch_centres, write_entry
 from medunet.types import IntArray
+from tests.conftest import TINY
 
 LOSSES = [DiceCE, DiceBCE, DiceFocal, Tversky, Jaccard, GeneralizedDice, DiceHausdorff, WeightedCE]
 TARGETS = ["binary", "classes", "regions"]
@@ -254,6 +254,18 @@ def test_without_a_known_surface_distances_are_not_defined() -> None:
     assert (inside["dice"], inside["hd95_mm"], inside["nsd"]) == (1, None, None)
     missed = metrics.measure(np.zeros_like(reference), reference, {"a": 1}, (1.0,) * 3, ignore=7)["a"]
     assert (missed["dice"], missed["hd95_mm"], missed["nsd"]) == (0, None, 0)
+
+
+def test_a_reference_without_an_annotated_voxel_fails_alone(tmp_path: Path) -> None:
+    grid = Grid((6, 6, 6), np.eye(4))
+    for name, value in (("a", 1), ("b", 9)):
+        write_label(tmp_path / "p" / f"{name}.nii.gz", np.ones((6, 6, 6), np.uint8), grid)
+        write_label(tmp_path / "r" / f"{name}.nii.gz", np.full((6, 6, 6), value, np.uint8), grid)
+    scored = verbs.evaluate(tmp_path / "p", tmp_path / "r", tmp_path / "s.json", {"x": 1, "ignore": 9})
+    assert [case["id"] for case in scored["cases"]] == ["a"]
+    assert scored["ignore"] == 9
+    (failed,) = scored["failed"]
+    assert f"b: reference {tmp_path / 'r/b.nii.gz'} has no annotated voxel (all have value 9)" in failed["message"]
 
 
 # ---- declarations

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -24,14 +23,17 @@ from medunet.data.grid import Grid
 from medunet.data.index import Index, read_index
 from medunet.data.labelling import declared, in_words, stored_values
 from medunet.data.phantom import write_dataset
-from medunet.data.transforms import Frame, Preprocess
+from medunet.data.transforms import Frame, LoadVolumed, Preprocess
 from medunet.data.volume import read_label, write_image, write_label
 from medunet.errors import DatasetError, InputError
 from medunet.evaluation import metrics
+from medunet.inference.saving import SaveLabeld
 from medunet.planning import Budget
 from medunet.training import BorderWeightsd, DiceBCE, DiceCE, DiceFocal, Tversky, WeightedCE
 from medunet.training.entry import patch_centres
 from medunet.training.initial import merged
+from tests.conftest import TINY
+from tests.test_dicom_datasets import write_case
 
 NESTED: dict[str, Any] = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 ORGANS = {"organs": [1, 2, 3, 4], "liver": [2, 4], "lesion": [4]}
@@ -259,3 +261,40 @@ def test_the_whole_way(tmp_path: Path) -> None:
     command("medunet", "pack", "b", "-o", "b.zip", cwd=tmp_path)
     assert (tmp_path / "b.zip").is_file()
     assert data.is_dir()
+
+
+def test_dicom_objects_hold_what_is_visible_and_say_so(tmp_path: Path) -> None:
+    labels = write_case(tmp_path / "p0", "x", 0)
+    item = LoadVolumed()({"image": str(tmp_path / "p0" / "image"), "output": "r"})
+    for file in ("models/model.pt", "configs/inference.yaml", "configs/metadata.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text('{"plan": {}}')
+    regions, root = {"organs": [1, 2], "liver": [2]}, str(tmp_path)
+    written = {"background": 0, "organs": 1, "liver": 2}
+    save = SaveLabeld(str(tmp_path / "out"), written, {}, "dicom-seg", bundle_root=root, regions=regions)
+    told = save({**item, "pred": torch.from_numpy(labels.copy())[None]})["warnings"]
+    words = "region 'organs' is written without what lies in liver too; write nifti, which has both"
+    assert [text for text in told if "region" in text] == [words]
+    assert SaveLabeld(str(tmp_path / "out")).covered == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"labels": {"bg": 0, "all": [1, 2], "b": 2}, "regions_class_order": [1, 2]},
+            "declares regions and has labels",
+        ),
+        (
+            {"labels": {"bg": 0, "Liver": 1, "ignore": 2}},
+            "declares an ignore value and has labels in DICOM objects (x)",
+        ),
+    ],
+)
+def test_label_objects_name_structures_and_not_values(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    write_case(tmp_path / "p0", "x", 0)
+    rows = [{"id": "x", "image": "p0/image", "label": "p0/mask/label.dcm"}]
+    (tmp_path / "list.json").write_text(json.dumps({**content, "training": rows, "channels": ["CT"]}))
+    with pytest.raises(DatasetError) as caught:
+        read_index(tmp_path / "list.json")
+    assert words in str(caught.value)
