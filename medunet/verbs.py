@@ -142,9 +142,11 @@ def predict(
 
 
 def evaluate(
-    predictions: StrPath, references: StrPath, output: StrPath, labels: Mapping[str, int] | None = None
+    predictions: StrPath, references: StrPath, output: StrPath, labels: Mapping[str, int | list[int]] | None = None
 ) -> dict[str, Any]:
     """Score a folder of label maps against a folder of references and write JSON and CSV.
+
+    `labels`: the value of each class, or the values of a region; under ``ignore`` that of voxels nobody annotated.
 
     Raises:
         InputError: a folder is missing or nothing matches.

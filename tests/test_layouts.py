@@ -200,7 +200,10 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ({"training": [{"img": "x"}]}, "an entry has no 'image'"),
-        ({"training": [{"image": "a.nii"}], "labels": {"bg": 0, "whole": [1, 2]}}, "label 'whole' has value [1, 2]"),
+        (
+            {"training": [{"image": "a.nii"}], "labels": {"bg": 0, "whole": [1, 2]}},
+            "regions_class_order has 0 values for 1 region (whole)",
+        ),
     ],
 )
 def test_descriptions_that_are_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:

@@ -62,7 +62,8 @@ def _contents(plan: Plan, index: Index, fingerprint: Fingerprint) -> dict[str, s
 
 def metadata(plan: Plan) -> dict[str, Any]:
     """The content of ``metadata.json``: MONAI's required fields, and the plan."""
-    classes = {str(number): name for number, name in enumerate(plan.labels)}
+    outputs = int(plan.network["out_channels"])
+    classes = dict(_numbered(tuple(plan.labels)[len(plan.labels) - outputs :]))  # regions have no background
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -79,7 +80,7 @@ def metadata(plan: Plan) -> dict[str, Any]:
         "intended_use": "Research. Not a medical device.",
         "network_data_format": {
             "inputs": {"image": _tensor_format(plan, "image", len(plan.channels), dict(_numbered(plan.channels)))},
-            "outputs": {"pred": _tensor_format(plan, "segmentation", int(plan.network["out_channels"]), classes)},
+            "outputs": {"pred": _tensor_format(plan, "segmentation", outputs, classes)},
         },
         "plan": plan_block(plan),
     }

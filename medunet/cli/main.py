@@ -163,7 +163,14 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="folder of label maps")],
     references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of label maps, or a dataset")],
     output: Annotated[Path, typer.Option("-o", metavar="scores.json", help="write scores here, and a CSV beside it")],
-    labels: Annotated[str | None, typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="NAME=ID,...",
+            help="classes to score; NAME=1+2 for a region, ignore=ID for voxels nobody annotated",
+        ),
+    ] = None,
 ) -> None:
     """Score label maps against references."""
     from medunet import verbs

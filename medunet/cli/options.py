@@ -59,16 +59,19 @@ def fold(text: str) -> int | str:
     return int(text)
 
 
-def labels(text: str | None) -> dict[str, int] | None:
-    """``liver=1,tumour=2`` -> {"liver": 1, "tumour": 2}."""
+def labels(text: str | None) -> dict[str, int | list[int]] | None:
+    """``liver=1,whole=1+2`` -> {"liver": 1, "whole": [1, 2]}."""
     if text is None:
         return None
-    result = {}
+    result: dict[str, int | list[int]] = {}
     for pair in text.split(","):
         name, _, value = pair.partition("=")
-        if not name.strip() or not re.fullmatch(r"\s*-?\d+\s*", value):
-            raise MedunetError(f"--labels {text}: '{pair}' is not NAME=ID; give for example liver=1,tumour=2")
-        result[name.strip()] = int(value)
+        if not name.strip() or not re.fullmatch(r"\s*-?\d+\s*(\+\s*\d+\s*)*", value):
+            raise MedunetError(
+                f"--labels {text}: '{pair}' is not NAME=ID; give for example liver=1,tumour=2, or whole=1+2"
+            )
+        values = [int(part) for part in value.split("+")]
+        result[name.strip()] = values if len(values) > 1 else values[0]
     return result
 
 

@@ -34,9 +34,11 @@ class Printer:
 
     def index(self, found: Any) -> None:
         """What a dataset holds and what was noticed."""
+        from medunet.data.labelling import Declared, in_words
+
         self.say(f"{found.name}: {len(found.training)} training and {len(found.test)} test cases ({found.layout})")
         self.say(f"  channels  {', '.join(found.channels)}")
-        self.say(f"  labels    {', '.join(f'{name}={value}' for name, value in found.labels.items())}")
+        self.say(f"  labels    {in_words(Declared(found.labels, found.regions, found.ignore))}")
         folds = [sum(found.fold_of(case) == fold for case in found.training) for fold in range(5)]
         self.say(f"  folds     {', '.join(map(str, folds))} cases, by patient")
         for finding in found.findings:

@@ -12,6 +12,7 @@ import numpy as np
 
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Finding, Index
+from medunet.data.labelling import IGNORE, Declared, in_words, stored_values
 from medunet.data.volume import Volume, read_case, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
@@ -80,6 +81,7 @@ def examine(
         raise DatasetError(_listing(index, fatal))
     if not any(m.id not in bad for m in measured):
         raise DatasetError(f"{index.root}: no case can be used; {_listing(index, fatal)}")
+    _require_values(index, [m for m in measured if m.id not in bad])
     settled = tuple(replace(f, fatal=False, message=f"{f.message} (left out)") if f.fatal else f for f in findings)
     kept = replace(index.without(bad), findings=settled)
     return kept, tuple(m for m in measured if m.id not in bad)
@@ -110,6 +112,8 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
     for text in (image.verdict or {}).get("reasons", []):
         note("geometry", text, fatal=False)
     foreground = label.array[0] != 0
+    if index.ignore is not None:
+        foreground &= label.array[0] != index.ignore
     if not foreground.any():
         note("empty label", "label map is empty (background only); check that this is meant", fatal=False)
     for number, channel in enumerate(image.array):
@@ -133,9 +137,15 @@ def _problem(index: Index, image: Volume, label: Volume, classes: Iterable[int])
             f"label grid {label.grid.describe()} differs from image {image.grid.describe()}; "
             f"resample the label or remove the case"
         )
-    unknown = sorted(set(classes) - set(index.labels.values())) if index.labels else []
+    if set(classes) == {index.ignore}:
+        return "not annotated", (
+            f"label map has no annotated voxel (all have value {index.ignore}, '{IGNORE}'); "
+            f"annotate some or remove the case"
+        )
+    known = {*stored_values(index.labels, index.regions), index.ignore}
+    unknown = sorted(set(classes) - known) if index.labels else []
     if unknown:
-        declared = ", ".join(f"{name}={value}" for name, value in index.labels.items())
+        declared = in_words(Declared(index.labels, index.regions, index.ignore))
         return "label value", f"label value {unknown[0]} is not declared ({declared}); declare it or correct the label"
     return None
 
@@ -231,10 +241,21 @@ def _with_labels(index: Index, measured: Iterable[Measurement]) -> Index:
     """Name undeclared labels after their values; value 0 is the background, or the smallest where there is no 0."""
     if index.labels:
         return index
-    values = sorted({value for m in measured for value in m.class_voxels})
+    values = sorted({value for m in measured for value in m.class_voxels} - {index.ignore})
     background = 0 if 0 in values or not values else values[0]
     named = {f"label_{value}": value for value in values if value != background}
     return replace(index, labels={"background": background, **named})
+
+
+def _require_values(index: Index, measured: Sequence[Measurement]) -> None:
+    """Refuse a region with a value that no label map has: it is a slip, or one that cannot be learnt."""
+    found = {value for m in measured for value in m.class_voxels}
+    for name, values in index.regions.items():
+        if missing := sorted(set(values) - found):
+            raise DatasetError(
+                f"{index.root}: region '{name}' has value {missing[0]}, which no label map holds (they hold "
+                f"{', '.join(map(str, sorted(found)))}); correct the region's values {list(values)}"
+            )
 
 
 def _listing(index: Index, fatal: Sequence[Finding]) -> str:

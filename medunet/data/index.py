@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medunet.data.labelling import IGNORE, Declared, declared, require_consistent
 from medunet.errors import DatasetError
 from medunet.types import StrPath
 
@@ -46,6 +47,9 @@ class Finding:
 class Index:
     """A dataset as medunet sees it. `labels` maps names to stored values, background first.
 
+    Of `regions`, which may overlap, `labels` holds the value that is written for each, and `regions` the values of
+    label maps that belong to it. Voxels with the value `ignore` are not annotated.
+
     Channels and labels that the dataset does not declare are empty until `examine` has seen what is there.
     """
 
@@ -59,6 +63,8 @@ class Index:
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     licence: str = ""
     reference: str = ""
+    regions: dict[str, list[int]] = field(default_factory=dict)
+    ignore: int | None = None
 
     def paths(self, case: Case) -> tuple[list[Path], Path | None]:
         """Absolute paths of a case's images and label."""
@@ -115,9 +121,14 @@ class Index:
                 values[side] = tuple(Case(**{**case, "images": tuple(case["images"])}) for case in values[side])
             values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
             values["channels"] = tuple(values["channels"])
-            return cls(**values)
+            if IGNORE in values["labels"] or "regions_class_order" in values:
+                order = values.pop("regions_class_order", None)
+                values |= vars(declared(values["labels"], order, "the index"))
+            index = cls(**values)
         except (KeyError, TypeError) as error:
             raise DatasetError(f"the index cannot be read ({error}); write it again with medunet index") from error
+        require_consistent(Declared(index.labels, index.regions, index.ignore), "the index")
+        return index
 
     def digest(self) -> str:
         """sha256 over everything but the place of the dataset."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from medunet.data.datalist import listed, read_datalist, relative
 from medunet.data.index import Case, Finding, Index, read_json
+from medunet.data.labelling import declared
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import DatasetError
 
@@ -326,18 +327,21 @@ def _index(
     doubled = sorted(name for name, count in Counter(case.id for case in training).items() if count > 1)
     if doubled:
         raise DatasetError(f"{root}: case id {doubled[0]} occurs more than once; give each case its own id or name")
+    known = declared(facts.get("labels"), facts.get("regions_class_order"), str(root))
     channels = facts.get("channel_names") or facts.get("modality") or facts.get("channels")
     return Index(
         root=str(root),
         name=str(facts.get("name") or root.name),
         layout=layout,
         channels=_channels(channels, len(training[0].images) if training else 1),
-        labels=_labels(facts.get("labels")),
+        labels=known.labels,
         training=tuple(sorted(training, key=lambda case: case.id)),
         test=test,
         findings=tuple(findings),
         licence=str(facts.get("licence") or facts.get("license") or ""),
         reference=str(facts.get("reference") or ""),
+        regions=known.regions,
+        ignore=known.ignore,
     )
 
 
@@ -348,28 +352,6 @@ def _channels(declared: Any, files: int) -> tuple[str, ...]:
     if isinstance(declared, list) and declared:
         return tuple(str(name) for name in declared)
     return () if files == 1 else tuple(f"image_{number}" for number in range(files))
-
-
-def _labels(declared: Any) -> dict[str, int]:
-    """Name -> value with the background first, from either direction; empty when nothing is declared."""
-    if not isinstance(declared, Mapping) or not declared:
-        return {}
-    if all(str(key).lstrip("-").isdigit() for key in declared):
-        pairs = {str(name): int(key) for key, name in declared.items()}
-    else:
-        pairs = {str(name): _label_value(name, value) for name, value in declared.items()}
-    if 0 not in pairs.values():
-        pairs = {"background": 0, **pairs}
-    return dict(sorted(pairs.items(), key=lambda item: (item[1] != 0, item[1])))
-
-
-def _label_value(name: Any, value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"label '{name}' has value {value}; give one whole number per class, not a region"
-        ) from error
 
 
 def _volumes(folder: Path) -> list[Path]:

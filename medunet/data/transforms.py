@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from medunet.data.grid import Grid
+from medunet.data.labelling import stored_values
 from medunet.data.reader import VolumeReader
 from medunet.data.resampling import Box, Resampling, network_grid
 from medunet.errors import InputError
@@ -164,28 +165,57 @@ class Preprocess(MapTransform):
     Args:
         frame: orientation, spacing and normalisation.
         labels: stored value per class, background first.
+        regions: the values of each region, where labels may overlap; a label's numbers are then those of
+            `stored_values`, and `targets` makes masks of them.
+        ignore: the value of voxels nobody annotated; they get the number after the last.
 
-    Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1.
+    Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1, K for ignored voxels.
 
     Raises:
         InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
     """
 
-    def __init__(self, frame: Frame, labels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        labels: Mapping[str, int],
+        regions: Mapping[str, Sequence[int]] | None = None,
+        ignore: int | None = None,
+    ) -> None:
         super().__init__(("image", "label"))
-        self.frame, self.values = frame, list(labels.values())
+        self.frame, self.values, self.ignore = frame, stored_values(labels, regions or {}), ignore
+        self.members = [[self.values.index(value) for value in values] for values in (regions or {}).values()]
         self._load = LoadVolumed(self.keys)
+
+    @property
+    def ignored(self) -> int:
+        """The number of voxels nobody annotated."""
+        return len(self.values)
+
+    def targets(self, label: Tensor) -> Tensor:
+        """What a loss reads of a label (1, ...): the same for classes; of regions a mask each, 2 where it is ignored.
+
+        Shapes: (1, ...) -> (1, ...), or uint8 (regions, ...)
+        """
+        if not self.members:
+            return label
+        table = torch.zeros((len(self.members), self.ignored + 1), dtype=torch.uint8, device=label.device)
+        table[:, self.ignored] = 2
+        for row, numbers in zip(table, self.members, strict=True):
+            row[numbers] = 1
+        return table[:, label[0].long()]
 
     def as_text(self) -> str:
         """What the result depends on beside the files: equal texts, equal results."""
         frame = self.frame
-        return json.dumps([frame.orientation, frame.spacing, frame.normalization, self.values], sort_keys=True)
+        labels = [self.values, self.members, self.ignore]
+        return json.dumps([frame.orientation, frame.spacing, frame.normalization, labels], sort_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = self._load(data)
         image, label = self.frame.see(item["image"]), item["label"]
         item["image"] = on_grid(image.whole(), item["image"], image.grid)
-        classes = to_classes(label.as_tensor(), self.values)
+        classes = to_classes(label.as_tensor(), self.values, self.ignore)
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
         return item
@@ -251,11 +281,12 @@ def _moments(values: AnyArray, low: float, high: float) -> tuple[float, float]:
     return mean + centre, float(np.sqrt(max(squares / values.size - mean * mean, 0.0)))
 
 
-def to_classes(label: Tensor, values: Sequence[int]) -> Tensor:
-    """Stored label values -> class numbers 0..K-1 in the order of `values`; undeclared values become background."""
+def to_classes(label: Tensor, values: Sequence[int], ignore: int | None = None) -> Tensor:
+    """Stored label values -> class numbers 0..K-1 in the order of `values`; `ignore` -> K; others become background."""
     stored = label.numpy()
-    classes = np.zeros(stored.shape, dtype=np.uint8 if len(values) < 256 else np.int16)
-    for number, value in enumerate(values):
+    numbered = [*values] if ignore is None else [*values, ignore]
+    classes = np.zeros(stored.shape, dtype=np.uint8 if len(numbered) <= 256 else np.int16)
+    for number, value in enumerate(numbered):
         if number:
             classes[stored == value] = number
     return torch.from_numpy(classes)

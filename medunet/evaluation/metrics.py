@@ -6,17 +6,22 @@ surface voxels are mask voxels with a face neighbour outside the mask; distances
 Empty masks: absent in reference and prediction -> every overlap and distance is None (not counted).
 Reference empty, prediction not: Dice, IoU, precision and NSD 0, sensitivity and distances None.
 Prediction empty, reference not ("missed"): Dice, IoU, sensitivity and NSD 0, precision and distances None.
+
+Voxels nobody annotated belong to neither mask: overlaps, volumes and lesions are of the others alone, so that a lesion
+counts by its annotated part. Where a mask ends at such voxels nobody knows whether it ends: that is no surface, and
+distances are between the surfaces that are known. Without any in one of two masks they and NSD are None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from scipy import ndimage
 
+from medunet.data.labelling import Values, mask_of
 from medunet.types import AnyArray, BoolArray, FloatArray, IntArray
 
 Value: TypeAlias = float | None
@@ -56,6 +61,16 @@ class SurfaceDistances:
         return float(within / (self.prediction_to_reference.size + self.reference_to_prediction.size))
 
 
+def masks(
+    prediction: IntArray, reference: IntArray, labels: Mapping[str, Values], ignore: int | None = None
+) -> Iterator[tuple[str, tuple[BoolArray, BoolArray]]]:
+    """Each class or region with its masks in prediction and reference, where the reference is annotated."""
+    annotated = None if ignore is None else reference != ignore
+    for name, values in labels.items():
+        pair = mask_of(prediction, values), mask_of(reference, values)
+        yield name, pair if annotated is None else (pair[0] & annotated, pair[1] & annotated)
+
+
 def dice(prediction: BoolArray, reference: BoolArray) -> Value:
     """2 |P and R| / (|P| + |R|); None when both are empty."""
     total = np.count_nonzero(prediction) + np.count_nonzero(reference)
@@ -75,10 +90,13 @@ def overlaps(prediction: BoolArray, reference: BoolArray) -> dict[str, Value]:
     }
 
 
-def surface_distances(prediction: BoolArray, reference: BoolArray, spacing: Sequence[float]) -> SurfaceDistances | None:
-    """Distances between the surfaces of two masks (x, y, z) with `spacing` mm; None when one of them is empty.
+def surface_distances(
+    prediction: BoolArray, reference: BoolArray, spacing: Sequence[float], ignored: BoolArray | None = None
+) -> SurfaceDistances | None:
+    """Distances between the surfaces of two masks (x, y, z) with `spacing` mm; None when one has none.
 
-    An axis with one voxel is left out: a picture's surface is its outline.
+    An axis with one voxel is left out: a picture's surface is its outline. Where a mask ends at `ignored` voxels, of
+    which it has none itself, it has no surface.
     """
     if not prediction.any() or not reference.any():
         return None
@@ -86,8 +104,13 @@ def surface_distances(prediction: BoolArray, reference: BoolArray, spacing: Sequ
     if not axes:
         return SurfaceDistances(np.zeros(1), np.zeros(1))
     box = _bounding_box(prediction | reference)
+    if ignored is not None:
+        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)  # what lies beside a mask matters
     flat = tuple(0 if size == 1 else slice(None) for size in prediction.shape)
-    surfaces = [_surface(mask[box][flat]) for mask in (prediction, reference)]
+    unknown = None if ignored is None else ignored[box][flat]
+    surfaces = [_surface(mask[box][flat], unknown) for mask in (prediction, reference)]
+    if not all(surface.any() for surface in surfaces):
+        return None
     scale = [float(spacing[axis]) for axis in axes]
     to_reference, to_prediction = (_distance_to(surface, scale) for surface in reversed(surfaces))
     return SurfaceDistances(to_reference[surfaces[0]], to_prediction[surfaces[1]])
@@ -121,20 +144,36 @@ def volumes(prediction: BoolArray, reference: BoolArray, voxel_volume: float) ->
     }
 
 
-def pixel_accuracy(prediction: IntArray, reference: IntArray) -> float:
-    """The fraction of voxels, background included, that have the right label."""
-    return float(np.count_nonzero(prediction == reference) / reference.size)
+def pixel_accuracy(
+    prediction: IntArray, reference: IntArray, labels: Mapping[str, Values] | None = None, ignore: int | None = None
+) -> Value:
+    """The fraction of annotated voxels, background included, that have the right label; None when there are none.
+
+    A voxel whose label is one of regions is right when it lies in the same ones.
+    """
+    annotated = np.ones(reference.shape, bool) if ignore is None else reference != ignore
+    right = prediction == reference
+    if any(not isinstance(values, int) for values in (labels or {}).values()):
+        right = np.ones(reference.shape, bool)
+        for _, (predicted, true) in masks(prediction, reference, labels or {}):
+            right &= predicted == true
+    return _ratio(int(np.count_nonzero(right & annotated)), int(np.count_nonzero(annotated)))
 
 
 def measure_mask(
-    prediction: BoolArray, reference: BoolArray, spacing: Sequence[float], voxel_volume: float, nsd_tolerance: float
+    prediction: BoolArray,
+    reference: BoolArray,
+    spacing: Sequence[float],
+    voxel_volume: float,
+    nsd_tolerance: float,
+    ignored: BoolArray | None = None,
 ) -> dict[str, Value]:
-    """Every metric of one class."""
+    """Every metric of one class, of masks without `ignored` voxels."""
     values = overlaps(prediction, reference)
-    distances = surface_distances(prediction, reference, spacing)
+    distances = surface_distances(prediction, reference, spacing, ignored)
     if distances is None:
-        absent = not prediction.any() and not reference.any()
-        values.update(dict.fromkeys(DISTANCES), nsd=None if absent else 0.0)
+        one_is_empty = bool(prediction.any()) != bool(reference.any())
+        values.update(dict.fromkeys(DISTANCES), nsd=0.0 if one_is_empty else None)
     else:
         values.update(
             zip(DISTANCES, (distances.hausdorff, distances.hd95, distances.assd), strict=True),
@@ -146,20 +185,23 @@ def measure_mask(
 def measure(
     prediction: IntArray,
     reference: IntArray,
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     spacing: Sequence[float],
     nsd_tolerance: float = 1.0,
     voxel_volume: float | None = None,
+    ignore: int | None = None,
 ) -> dict[str, dict[str, Value]]:
-    """Every metric of every class of two label maps (x, y, z); the background (0) is not scored.
+    """Every metric of every class or region of two label maps (x, y, z); the background (0) is not scored.
 
-    `nsd_tolerance` in mm; `voxel_volume` in mm^3, the product of `spacing` when not given.
+    `nsd_tolerance` in mm; `voxel_volume` in mm^3, the product of `spacing` when not given; `ignore` is the reference's
+    value of voxels nobody annotated.
     """
     volume = float(np.prod(spacing)) if voxel_volume is None else voxel_volume
+    ignored = None if ignore is None else reference == ignore
+    scored = {name: values for name, values in labels.items() if values != 0}
     return {
-        name: measure_mask(prediction == value, reference == value, spacing, volume, nsd_tolerance)
-        for name, value in labels.items()
-        if value != 0
+        name: measure_mask(*pair, spacing, volume, nsd_tolerance, ignored)
+        for name, pair in masks(prediction, reference, scored, ignore)
     }
 
 
@@ -174,8 +216,9 @@ def _bounding_box(mask: BoolArray) -> tuple[slice, ...]:
     return box
 
 
-def _surface(mask: BoolArray) -> BoolArray:
-    inner: BoolArray = ndimage.binary_erosion(mask, ndimage.generate_binary_structure(mask.ndim, 1))
+def _surface(mask: BoolArray, unknown: BoolArray | None = None) -> BoolArray:
+    filled = mask if unknown is None else mask | unknown
+    inner: BoolArray = ndimage.binary_erosion(filled, ndimage.generate_binary_structure(mask.ndim, 1))
     return mask & ~inner
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
+from medunet.data.labelling import Values, mask_of
 from medunet.data.volume import read_case, read_label
 from medunet.errors import MedunetError
 from medunet.types import AnyArray, BoolArray, IntArray
@@ -32,7 +33,7 @@ class Plane:
     svg: str
 
 
-def case_planes(case: Mapping[str, Any], labels: Mapping[str, int], base: Path | None) -> tuple[list[Plane], str]:
+def case_planes(case: Mapping[str, Any], labels: Mapping[str, Values], base: Path | None) -> tuple[list[Plane], str]:
     """The planes of a case through the middle of its reference, and a note where something is missing."""
     paths = {key: _paths(case.get(key), base) for key in ("image", "reference", "prediction")}
     try:
@@ -70,7 +71,7 @@ def _ras_spacing(grid: Grid) -> list[float]:
 
 
 def _planes(
-    image: AnyArray, maps: Mapping[str, IntArray], spacing: Sequence[float], labels: Mapping[str, int]
+    image: AnyArray, maps: Mapping[str, IntArray], spacing: Sequence[float], labels: Mapping[str, Values]
 ) -> list[Plane]:
     """One plane for a picture (one slice), three for a volume."""
     centre = _centre(maps.get("reference"), maps.get("prediction"))
@@ -111,12 +112,12 @@ def _centre(*maps: IntArray | None) -> list[int]:
     return [n // 2 for n in shape]
 
 
-def _outlines(maps: Mapping[str, IntArray], labels: Mapping[str, int]) -> str:
+def _outlines(maps: Mapping[str, IntArray], labels: Mapping[str, Values]) -> str:
     paths = []
     for kind in ("reference", "prediction"):
         for number, (name, value) in enumerate(item for item in labels.items() if item[1] != 0):
             if kind in maps:
-                drawn = outline(maps[kind] == value)
+                drawn = outline(mask_of(maps[kind], value))
                 colour = COLOURS[number % len(COLOURS)]
                 paths.append(f'<path class="{kind}" stroke="{colour}" d="{drawn}"><title>{name}, {kind}</title></path>')
     return "".join(path for path in paths if 'd=""' not in path)

@@ -84,8 +84,8 @@ def _pictures(
     plan: Mapping[str, Any] | None,
     base: Path | None,
 ) -> list[dict[str, Any]]:
-    known = (plan or {}).get("labels") or scores.get("labels") or {}
-    labels = {name: int(known[name]) for name in names if name in known}
+    known = {**((plan or {}).get("labels") or scores.get("labels") or {}), **((plan or {}).get("regions") or {})}
+    labels = {name: known[name] for name in names if name in known}
     shown: list[dict[str, Any]] = []
     for case in cases[:MOST_PICTURES]:
         planes: list[Plane]

@@ -15,6 +15,7 @@ from medunet.data.atomic import write_json, write_text
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
 from medunet.data.index import Index, read_index
+from medunet.data.labelling import IGNORE, Values, members
 from medunet.data.volume import read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
@@ -29,22 +30,26 @@ def case_scores(
     case: str,
     prediction: IntArray,
     reference: IntArray,
-    labels: Mapping[str, int],
+    labels: Mapping[str, Values],
     grid: Grid,
     paths: Mapping[str, Any] | None = None,
     nsd_tolerance: float = NSD_TOLERANCE,
+    ignore: int | None = None,
 ) -> dict[str, Any]:
-    """The entry of one case in ``scores.json``; label maps are (x, y, z) on `grid`."""
+    """The entry of one case in ``scores.json``; label maps are (x, y, z) on `grid`.
+
+    `labels`: the value of each class, or the values of each region; `ignore`: of voxels nobody annotated.
+    """
     return {
         "id": case,
-        "pixel_accuracy": pixel_accuracy(prediction, reference),
-        "classes": measure(prediction, reference, labels, grid.spacing, nsd_tolerance, grid.voxel_volume),
+        "pixel_accuracy": pixel_accuracy(prediction, reference, labels, ignore),
+        "classes": measure(prediction, reference, labels, grid.spacing, nsd_tolerance, grid.voxel_volume, ignore),
         **(paths or {}),
     }
 
 
 def summarise(
-    cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any] | None
+    cases: Sequence[Mapping[str, Any]], labels: Mapping[str, Values], extra: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The content of ``scores.json``.
 
@@ -61,7 +66,7 @@ def summarise(
         for column, name in enumerate(names):
             classes[name][metric] = _statistics(table[:, column : column + 1], draws)
         summary[metric] = _statistics(table, draws)
-    accuracies = [[case["pixel_accuracy"]] for case in cases if "pixel_accuracy" in case]
+    accuracies = [[_number(case["pixel_accuracy"])] for case in cases if "pixel_accuracy" in case]
     if accuracies and len(accuracies) == len(cases):
         summary["pixel_accuracy"] = _statistics(np.array(accuracies), draws)
     return {"summary": summary, "classes": classes, "cases": list(cases), **(extra or {})}
@@ -102,13 +107,17 @@ def _statistics(table: FloatArray, draws: IntArray) -> dict[str, Any]:
 
 
 def evaluate(
-    predictions: Path, references: Path, labels: Mapping[str, int] | None = None, nsd_tolerance: float = NSD_TOLERANCE
+    predictions: Path,
+    references: Path,
+    labels: Mapping[str, Values] | None = None,
+    nsd_tolerance: float = NSD_TOLERANCE,
 ) -> dict[str, Any]:
     """Score a folder (or file) of label maps against references.
 
     References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
     label objects; its cases belong to the predictions that were made from their images. A reference without a
-    prediction, and a pair that cannot be compared, is listed under ``failed``.
+    prediction, and a pair that cannot be compared, is listed under ``failed``. Voxels with the value that `labels`
+    gives for ``ignore``, or else the dataset, count nowhere.
 
     Raises:
         InputError: a folder is missing, or no pair can be compared.
@@ -116,12 +125,14 @@ def evaluate(
     images = _predicted_images(predictions)
     dataset = _dataset(references)
     pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
-    labels = labels or (_foreground(dataset) if dataset else _found_labels(pairs))
+    scored = dict(labels or ({} if dataset is None else members(dataset.labels, dataset.regions)))
+    ignore = _ignored(scored.pop(IGNORE, None if dataset is None else dataset.ignore))
+    scored = scored or _found_labels(pairs, ignore)
     cases = []
     for case, (prediction_path, reference_path) in pairs.items():
         try:
-            scored = _score_pair(case, prediction_path, reference_path, labels, nsd_tolerance)
-            cases.append({**scored, **images.get(str(prediction_path), {})})
+            entry = _score_pair(case, prediction_path, reference_path, scored, nsd_tolerance, ignore)
+            cases.append({**entry, **images.get(str(prediction_path), {})})
         except MedunetError as error:
             failed.append({"id": case, "message": str(error)})
     if not cases:
@@ -129,8 +140,15 @@ def evaluate(
         raise InputError(
             f"{predictions}: no prediction can be compared with {references} ({first}); give equal file names"
         )
-    extra = {"labels": dict(labels), "nsd_tolerance_mm": nsd_tolerance, "failed": failed}
-    return summarise(cases, labels, extra)
+    extra = {"labels": scored, "nsd_tolerance_mm": nsd_tolerance, "failed": failed}
+    extra |= {} if ignore is None else {"ignore": ignore}
+    return summarise(cases, scored, extra)
+
+
+def _ignored(value: Values | None) -> int | None:
+    if value is None or isinstance(value, int):
+        return value
+    raise InputError(f"labels: '{IGNORE}' has values {list(value)}; give one whole number")
 
 
 def _dataset(references: Path) -> Index | None:
@@ -140,10 +158,6 @@ def _dataset(references: Path) -> Index | None:
     if references.is_dir() and not _label_files(references) and any(references.iterdir()):
         return read_index(references)
     return None
-
-
-def _foreground(dataset: Index) -> dict[str, int]:
-    return {name: value for number, (name, value) in enumerate(dataset.labels.items()) if number}
 
 
 def _pairs_of(
@@ -163,13 +177,22 @@ def _pairs_of(
 
 
 def _score_pair(
-    case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, int], tolerance: float
+    case: str,
+    prediction_path: Path,
+    reference_path: Path,
+    labels: Mapping[str, Values],
+    tolerance: float,
+    ignore: int | None,
 ) -> dict[str, Any]:
     prediction, reference = read_label(prediction_path), read_label(reference_path)
     prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
     paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
     arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
-    return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
+    if ignore is not None and (arrays[1] == ignore).all():
+        raise InputError(
+            f"{case}: reference {reference_path} has no annotated voxel (all have value {ignore}); leave it out"
+        )
+    return case_scores(case, *arrays, labels, reference.grid, paths, tolerance, ignore)
 
 
 def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
@@ -214,11 +237,11 @@ def _case_name(path: Path) -> str:
     return next((stem.removesuffix(end) for end in _LABEL_ENDS if stem.endswith(end)), stem)
 
 
-def _found_labels(pairs: Mapping[str, tuple[Path, Path]]) -> dict[str, int]:
+def _found_labels(pairs: Mapping[str, tuple[Path, Path]], ignore: int | None) -> dict[str, Values]:
     values: set[int] = set()
     for _, reference in pairs.values():
         values |= {int(value) for value in np.unique(read_label(reference).array)}
-    return {f"label_{value}": value for value in sorted(values - {0})}
+    return {f"label_{value}": value for value in sorted(values - {0, ignore})}
 
 
 def write_scores(path: Path, scores: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class SaveLabeld(MapTransform):
         labelmap: write ``dicom-seg`` as Label Map Segmentation instead of BINARY.
         model: name of the model, for the object's algorithm identification.
         bundle_root: its digest identifies the algorithm.
+        regions: the values of each region, where labels may overlap; of those a DICOM object has what is visible.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class SaveLabeld(MapTransform):
         model: str = "medunet",
         version: str = "",
         bundle_root: str = ".",
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__(("pred",))
         if output_format not in SUFFIXES:
             raise InputError(f"output_format '{output_format}' is not known; give {', '.join(SUFFIXES)}")
         self.output_dir, self.output_format, self.labelmap = Path(output_dir), output_format, labelmap
         self.labels, self.codes = dict(labels or {}), dict(codes or {})
+        self.covered = covered(regions or {})
         self.model, self.version, self.bundle_root = model, version, Path(bundle_root)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -87,7 +90,10 @@ class SaveLabeld(MapTransform):
         algorithm = Algorithm(self.model, self.version, self._digest)
         series = require_writable(source, self.output_format)
         write_result(target, labels, grid, series, segments, algorithm, self.output_format, labelmap=self.labelmap)
-        return warnings
+        return warnings + [
+            f"region '{name}' is written without what lies in {', '.join(above)} too; write nifti, which has both"
+            for name, above in self.covered.items()
+        ]
 
     @cached_property
     def _digest(self) -> str:
@@ -109,6 +115,17 @@ def require_writable(source: str, output_format: str) -> Any:
     series = find_series(source)
     results.require_writable(series, output_format)
     return series
+
+
+def covered(regions: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    """The regions that a single-valued label map does not show whole, each with those that lie over it.
+
+    >>> covered({"whole": [1, 2], "core": [2], "vessel": [3]})
+    {'whole': ['core']}
+    """
+    names = list(regions)
+    above = {n: [o for o in names[p + 1 :] if set(regions[n]) & set(regions[o])] for p, n in enumerate(names)}
+    return {name: others for name, others in above.items() if others}
 
 
 def output_name(name: str, output_format: str) -> str:

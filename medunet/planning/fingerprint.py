@@ -48,6 +48,11 @@ class Fingerprint:
     class_cases: dict[str, int]
     pictures: bool
     """2D pictures with one slice and no anatomical orientation."""
+    regions: dict[str, list[int]] = field(default_factory=dict)
+    """Of labels that may overlap: the values of label maps that belong to each; empty where they exclude each other."""
+    ignore: int | None = None
+    """The value of voxels that nobody annotated; they count nowhere else."""
+    ignored_voxels: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for ``fingerprint.json``."""
@@ -82,6 +87,7 @@ def fingerprint(index: Index, measurements: Sequence[Measurement]) -> Fingerprin
     """
     if not measurements:
         raise PlanError(f"{index.name}: no training case was measured; index the dataset first")
+    named = {name: index.regions.get(name, [value]) for name, value in index.labels.items()}
     axes = [_world_order(m.axcodes) for m in measurements]
     spacings = tuple(_pick(m.spacing, order) for m, order in zip(measurements, axes, strict=True))
     shapes = tuple(_pick(m.shape, order) for m, order in zip(measurements, axes, strict=True))
@@ -93,10 +99,17 @@ def fingerprint(index: Index, measurements: Sequence[Measurement]) -> Fingerprin
         labels=dict(index.labels),
         spacings=tuple(tuple(round(float(s), 6) for s in row) for row in spacings),
         shapes=tuple(tuple(int(n) for n in row) for row in shapes),
-        class_voxels={name: sum(m.class_voxels.get(v, 0) for m in measurements) for name, v in index.labels.items()},
-        class_cases={name: sum(v in m.class_voxels for m in measurements) for name, v in index.labels.items()},
+        class_voxels={name: sum(_voxels(m, values) for m in measurements) for name, values in named.items()},
+        class_cases={name: sum(_voxels(m, values) > 0 for m in measurements) for name, values in named.items()},
         pictures=all(m.shape[2] == 1 for m in measurements),
+        regions=dict(index.regions),
+        ignore=index.ignore,
+        ignored_voxels=0 if index.ignore is None else sum(_voxels(m, [index.ignore]) for m in measurements),
     )
+
+
+def _voxels(measurement: Measurement, values: Sequence[int]) -> int:
+    return sum(measurement.class_voxels.get(value, 0) for value in values)
 
 
 def _world_order(axcodes: str) -> list[int]:

@@ -73,6 +73,10 @@ class Plan:
     seen: dict[str, Any]
     """Ranges of the training data that prediction compares its input with."""
     reasons: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, list[int]] = field(default_factory=dict)
+    """Of labels that may overlap: the values of label maps that belong to each; `labels` has those that are written."""
+    ignore: int | None = None
+    """The value in label maps of voxels that nobody annotated."""
 
     @property
     def margin(self) -> tuple[int, ...]:
@@ -225,7 +229,7 @@ class _Draft:
             raise PlanError(f"deep_supervision={supervision} needs more than the plan's {len(strides)} levels")
         network = NetworkShape(
             in_channels=len(self.data.channels),
-            out_channels=len(self.data.labels),
+            out_channels=len(self.data.regions) or len(self.data.labels),
             channels=channels,
             strides=strides,
             kernel_sizes=kernels,
@@ -270,6 +274,7 @@ class _Draft:
         epochs, minutes = self._duration()
         low, high = self.data.spacing_range
         self.reasons["channels"] = "as declared by the dataset"
+        self._label_reasons()
         return Plan(
             name=self.data.name,
             dataset_digest=self.data.digest,
@@ -307,7 +312,24 @@ class _Draft:
                 "intensity": [{"minimum": c.minimum, "maximum": c.maximum} for c in self.data.channels],
             },
             reasons=dict(sorted(self.reasons.items())),
+            regions=dict(self.data.regions),
+            ignore=self.data.ignore,
         )
+
+    def _label_reasons(self) -> None:
+        """What the dataset declares beyond classes that exclude each other."""
+        if self.data.regions:
+            self.reasons["regions"] = (
+                "labels of the dataset that may overlap: an output with a sigmoid each, "
+                f"written in the order {', '.join(self.data.regions)}, later ones on top"
+            )
+        if self.data.ignore is not None:
+            voxels = self.data.ignored_voxels
+            share = voxels / max(1, sum(math.prod(shape) for shape in self.data.shapes))
+            self.reasons["ignore"] = (
+                f"the value that the dataset gives to voxels nobody annotated, {share:.1%} of all: "
+                f"they count in no loss and no score, and no output stands for them"
+            )
 
     def _region(self, normalization: Sequence[Mapping[str, Any]]) -> Any:
         """The air around a body need not be looked at; nnU-Net crops to non-zero voxels likewise."""

@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from medunet.errors import InputError
+from medunet.training.losses import OF_REGIONS
 from medunet.types import AnyArray, FloatArray, IntArray
 
 _NEGLIGIBLE = 1e-7  # of a weight
@@ -100,8 +101,12 @@ class BorderWeightsd(MapTransform):
         w0: see `border_weights`.
         sigma: see `border_weights`; in voxels.
         class_weights: w_c of background and of cells; balanced in each patch when not given.
+        classes: numbers from this one on are voxels nobody annotated, which belong to no cell; null: there are none.
 
     Shapes: (1, *n) -> (2, *n) float32: classes, weights.
+
+    Raises:
+        InputError: (at call) the label has regions, of which cells are not known.
     """
 
     def __init__(
@@ -110,17 +115,25 @@ class BorderWeightsd(MapTransform):
         w0: float = 10.0,
         sigma: float = 5.0,
         class_weights: Sequence[float] | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__(keys)
-        self.w0, self.sigma, self.class_weights = float(w0), float(sigma), class_weights
+        self.w0, self.sigma, self.class_weights, self.classes = float(w0), float(sigma), class_weights, classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             label = torch.as_tensor(item[key]).float()
+            if len(label) != 1:
+                raise InputError(
+                    f"the label has {len(label)} regions that may overlap, border weights are of classes; "
+                    f"take {OF_REGIONS}"
+                )
             classes = np.ascontiguousarray(label[0].numpy().astype(np.int32))
-            cells = cc3d.connected_components(classes, connectivity=4 if classes.ndim == 2 else 6)
-            weights = border_weights(cells, self.w0, self.sigma, class_weights=self.class_weights)
+            annotated = classes < (np.inf if self.classes is None else self.classes)
+            cells = cc3d.connected_components(classes * annotated, connectivity=4 if classes.ndim == 2 else 6)
+            own = self.class_weights or balance(cells[annotated])
+            weights = border_weights(cells, self.w0, self.sigma, class_weights=own)
             item[key] = torch.cat((label, torch.from_numpy(weights)[None]))
         return item
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from medunet.data.atomic import write_json
+from medunet.data.labelling import Values
 from medunet.data.transforms import WholeImage
-from medunet.evaluation.metrics import dice
+from medunet.evaluation.metrics import dice, masks
 from medunet.inference.quality import QUALITY, Calibration, Scored, degrade
 from medunet.inference.weights import load_weights, weights_digest
 from medunet.inference.windows import WindowInferer
@@ -20,7 +21,13 @@ MOST_CASES = 40
 
 
 def calibrate(
-    inferer: WindowInferer, network: torch.nn.Module, cases: Any, labels: Mapping[str, int], model: Path, fold: int
+    inferer: WindowInferer,
+    network: torch.nn.Module,
+    cases: Any,
+    labels: Mapping[str, Values],
+    model: Path,
+    fold: int,
+    ignore: int | None = None,
 ) -> None:
     """Write ``models/quality.json``: a calibration per class of the weights that `model` holds, null for too few cases.
 
@@ -28,8 +35,9 @@ def calibrate(
 
     Args:
         cases: dataset of ``{"image", "label"}`` on the files' own grids.
-        labels: stored value per class, without the background.
+        labels: stored value per class, or values per region, without the background.
         model: the bundle's ``models/model.pt``.
+        ignore: the references' value of voxels nobody annotated.
     """
     plain = copy.deepcopy(network).eval()
     load_weights(plain, model)
@@ -42,8 +50,9 @@ def calibrate(
         reference = item["label"].as_tensor()[0].numpy()
         for seen, scored in ((image, whole), (spoilt, worse)):
             (made,) = inferer.segment([seen], plain)
-            for (name, value), certainty in zip(labels.items(), made.certainty, strict=True):
-                scored[name].append((certainty, dice(made.labels == value, reference == value)))
+            pairs = masks(made.labels, reference, labels, ignore)
+            for (name, pair), certainty in zip(pairs, made.certainty, strict=True):
+                scored[name].append((certainty, dice(*pair)))
     fitted = {name: Calibration.fit(whole[name], worse[name]) for name in labels}
     classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
     bundle = model.parents[1]

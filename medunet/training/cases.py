@@ -152,7 +152,7 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
     def patch(self, region: Region) -> dict[str, Tensor]:
         """Do what was drawn, on the device where the region's voxels are."""
         image, label = self.augment.apply(region.draw, region.image, region.label)
-        return {"image": image, "label": label}
+        return {"image": image, "label": self.store.preprocess.targets(label)}
 
     def read(self, item: Any, box: Box) -> tuple[AnyArray, AnyArray]:
         """Image and label of a box that may reach beyond the volume."""

@@ -39,6 +39,7 @@ _MAGIC = b"mdnpatch"
 _HEAD = struct.Struct("<8s3I")
 _MOST_LOCATIONS = 5_000  # per class and case
 _CHUNK = 4_000_000  # voxels that are searched for classes at a time
+_NOWHERE = np.zeros((0, 3), np.int32)
 
 
 class DamagedEntryError(InputError):
@@ -86,7 +87,7 @@ class Header:
     blocks: Blocks
     label: str
     classes: Mapping[int, int]
-    """How many voxels of each foreground class are noted."""
+    """How many voxels of each foreground class are noted; under 0 annotated ones, where not all are."""
 
     @property
     def places(self) -> int:
@@ -126,6 +127,24 @@ def class_locations(label: IntArray) -> dict[int, IntArray]:
     return {value: np.concatenate(parts) for value, parts in found.items()}
 
 
+def patch_centres(label: IntArray, members: Sequence[Sequence[int]], ignored: int) -> dict[int, IntArray]:
+    """Voxels (n, 3) that patches are centred on: of each class, or of each region, 1 and up.
+
+    Where some voxels are `ignored` (that number of a label map), those that are not are noted under 0.
+
+    Args:
+        members: the numbers that belong to each region; empty for classes.
+    """
+    annotated = label != ignored
+    whole = bool(annotated.all())
+    if members:
+        masks = (np.isin(label, list(numbers)).astype(np.uint8) for numbers in members)
+        places = {n: found[1] for n, mask in enumerate(masks, 1) if (found := class_locations(mask))}
+    else:
+        places = class_locations(label if whole else np.where(annotated, label, 0))
+    return places if whole else {0: class_locations(annotated.astype(np.uint8)).get(1, _NOWHERE), **places}
+
+
 def _by_class(classes: IntArray) -> list[tuple[int, IntArray]]:
     """The places of each class but the background, in order."""
     places = np.flatnonzero(classes)
@@ -141,19 +160,22 @@ def entry_bytes(shape: Sequence[int], channels: int, classes: int) -> int:
     return voxels * (4 * channels + (1 if classes <= 256 else 2)) + classes * _MOST_LOCATIONS * 12 + 65_536
 
 
-def write_entry(path: Path, image: AnyArray, label: IntArray, edge: Shape) -> None:
+def write_entry(
+    path: Path, image: AnyArray, label: IntArray, edge: Shape, centres: Mapping[int, IntArray] | None = None
+) -> None:
     """Write a case, whole or not at all: it is on the disk before it has its name.
 
     Args:
         image: (channels, x, y, z) float32.
         label: (x, y, z), classes 0..K-1.
         edge: size of the blocks.
+        centres: voxels that patches are centred on, as from `patch_centres`; by default those of each class.
 
     Raises:
         ResourceError: the disk is full.
     """
     small: IntArray = label.astype(np.uint8 if label.max(initial=0) < 256 else np.int16)
-    places = class_locations(small)
+    places = class_locations(small) if centres is None else centres
     counts = {value: len(voxels) for value, voxels in places.items()}
     header = Header(int(image.shape[0]), Blocks(tuple(label.shape), edge), small.dtype.name, counts)
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -27,7 +27,7 @@ class InitialWeights:
 
     Args:
         bundle: folder of the other bundle; null or empty: begin at random.
-        labels: this plan's labels, in the order of the outputs.
+        labels: this plan's labels, in the order of the outputs; regions have no output for the first, the background.
 
     Raises:
         BundleError: (when the run starts) it has no weights, or none of them fits.
@@ -72,17 +72,23 @@ def merged(own: Mapping[str, Tensor], other: Mapping[str, Tensor], labels: list[
         found = other.get(name)
         if found is None:
             continue
-        classes = name.startswith(_OUTPUTS) and (len(values), len(found)) == (len(labels), len(others))
-        if found.shape == values.shape and (labels == others or not classes):
+        named, known = _outputs(name, values, labels), _outputs(name, found, others)
+        if found.shape == values.shape and (named == known or not (named and known)):
             taken[name] = (found, "")
-        elif classes and found.shape[1:] == values.shape[1:]:
-            shared = [label for label in labels if label in others]
+        elif named and known and found.shape[1:] == values.shape[1:]:
+            shared = [label for label in named if label in known]
             rows = values.clone()
             for label in shared:
-                rows[labels.index(label)] = found[others.index(label)].to(rows.dtype)
+                rows[named.index(label)] = found[known.index(label)].to(rows.dtype)
             if shared:
                 taken[name] = (rows, "only " + ", ".join(shared))
     return taken
+
+
+def _outputs(name: str, values: Tensor, labels: list[str]) -> list[str]:
+    """The labels that the rows of a tensor stand for, if it makes the outputs."""
+    spare = len(labels) - len(values)
+    return labels[spare:] if name.startswith(_OUTPUTS) and spare in (0, 1) else []
 
 
 def _labels_of(folder: Path) -> list[str]:

@@ -1,30 +1,41 @@
 """Losses on every output of a network; which to take when is in docs/losses.md.
 
-All take logits (batch, classes, *n), one class being read with a sigmoid and several with a softmax, or a list of them
-of falling resolution (deep supervision), and a label (batch, 1, *n) with classes 0..K-1. All compute in float32
-whatever the precision around them. Overlaps (Dice, Jaccard, Tversky) are those of the whole batch, without background
-when there are several classes.
+All take logits (batch, outputs, *n), or a list of them of falling resolution (deep supervision), and a label: classes
+0..K-1 (batch, 1, *n), or a mask 0/1 for each of the outputs (batch, outputs, *n), which are then regions that may
+overlap. Classes are read with a softmax, regions and a single output with a sigmoid. Numbers beyond the classes, and 2
+in a mask, are voxels nobody annotated: they do not count. All compute in float32 whatever the precision around them.
+Overlaps (Dice, Jaccard, Tversky) are those of the whole batch, without background when there are several classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from monai.losses import DiceCELoss, DiceLoss, FocalLoss, GeneralizedDiceLoss, LogHausdorffDTLoss, TverskyLoss
+from monai.losses import DiceLoss, FocalLoss, GeneralizedDiceLoss, HausdorffDTLoss, TverskyLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
 from medunet.errors import InputError
 
 _SMALLEST_ERROR = 1e-6  # a power below 1 has no finite slope at 0
+_CLASSES = {"include_background": False, "to_onehot_y": True, "softmax": True, "sigmoid": False}
+_MASKS = {"include_background": True, "to_onehot_y": False, "softmax": False, "sigmoid": True}
+_CERTAIN = 200.0  # a logit whose probability is 1, that of its opposite 0
+OF_REGIONS = "DiceCE, DiceBCE, DiceFocal, Tversky, Jaccard, GeneralizedDice or DiceHausdorff"
+"""The losses that take regions, for a message."""
 
 
 class DeepLoss(nn.Module):
     """A loss on each of a network's outputs, weighted 1, 1/2, 1/4, ... normalised to 1.
 
     Where the first output ends before the label (no padding), the label's middle counts. Each further output meets the
-    label sampled (nearest) to its size. Subclasses give `term`.
+    label sampled (nearest) to its size: a voxel there counts when the one it is sampled from does. Subclasses give
+    `term`.
+
+    Raises:
+        InputError: (at call) the label has neither one channel nor one per output.
     """
 
     def __init__(self, classes: int) -> None:
@@ -32,53 +43,91 @@ class DeepLoss(nn.Module):
         self.classes = int(classes)
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+        self.require(label)
         outputs = [logits] if isinstance(logits, Tensor) else list(logits)
         label = _middle(label.float(), outputs[0].shape[2:])
         weights = [0.5**level for level in range(len(outputs))]
         with torch.autocast(outputs[0].device.type, enabled=False):
             terms = [
-                weight / sum(weights) * self.term(output.float(), _sampled(label, output))
+                weight / sum(weights) * self.counted(output.float(), _sampled(label, output))
                 for weight, output in zip(weights, outputs, strict=True)
             ]
         return torch.stack(terms).sum()
 
+    def require(self, label: Tensor) -> None:
+        """Refuse a label that this loss cannot read."""
+        if label.shape[1] not in (1, self.classes):
+            raise InputError(
+                f"the label has {label.shape[1]} channels and the network {self.classes} outputs; give classes in one "
+                f"channel, or a mask per output"
+            )
+
+    def counted(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of one output over the annotated voxels: they alone, in a row, are what `term` sees."""
+        annotated = self.annotated(label)
+        if bool(annotated.all()):
+            return self.term(logits, label)
+        if not bool(annotated.any()):
+            return logits[:, :0].sum()
+        return self.term(_those(logits, annotated), _those(label, annotated))
+
+    def annotated(self, label: Tensor) -> Tensor:
+        """Which voxels (batch, *n) somebody annotated."""
+        masks = label.shape[1] == self.classes or self.classes == 1
+        return label[:, 0] < (2 if masks else self.classes)
+
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of one output, float32."""
+        """The loss of one output, float32; the voxels are in any order and number."""
         raise NotImplementedError
 
-    @property
-    def reading(self) -> dict[str, bool]:
-        """How MONAI's losses are to read logits and label."""
-        several = self.classes > 1
-        return {"include_background": not several, "to_onehot_y": several, "softmax": several, "sigmoid": not several}
+
+class _Either(nn.Module):
+    """One of MONAI's losses, made once to read classes and once to read masks; the label says which it is."""
+
+    def __init__(
+        self, kind: Callable[..., nn.Module], classes: dict[str, Any], masks: dict[str, Any], **options: Any
+    ) -> None:
+        super().__init__()
+        self.classes, self.masks = kind(**classes, **options), kind(**masks, **options)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        result: Tensor = (self.masks if _are_masks(logits, label) else self.classes)(logits, label)
+        return result
 
 
 class DiceCE(DeepLoss):
-    """The sum of soft Dice loss (Milletari et al. 2016, doi:10.1109/3DV.2016.79) and cross-entropy."""
+    """The sum of soft Dice loss (Milletari et al. 2016, doi:10.1109/3DV.2016.79) and cross-entropy.
+
+    Of regions the cross-entropy is binary, for each by itself.
+    """
 
     def __init__(self, classes: int, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
         super().__init__(classes)
-        weights = {"lambda_dice": float(dice_weight), "lambda_ce": float(ce_weight)}
-        self.single = DiceCELoss(**self.reading, batch=True, **weights)
+        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
+        self.dice_weight, self.ce_weight = float(dice_weight), float(ce_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        result: Tensor = self.single(logits, label)
+        result: Tensor = self.dice_weight * self.dice(logits, label) + self.ce_weight * _entropy(logits, label).mean()
         return result
 
 
 class DiceBCE(DeepLoss):
-    """The sum of soft Dice loss and binary cross-entropy of each class against the rest, on the same probabilities."""
+    """The sum of soft Dice loss and binary cross-entropy of each class against the rest, on the same probabilities.
+
+    Of regions the same as `DiceCE`.
+    """
 
     def __init__(self, classes: int, dice_weight: float = 1.0, bce_weight: float = 1.0) -> None:
         super().__init__(classes)
-        self.dice = DiceLoss(**self.reading, batch=True)
+        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
         self.dice_weight, self.bce_weight = float(dice_weight), float(bce_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        target = label if self.classes == 1 else one_hot(label, self.classes)
-        entropy = nn.functional.binary_cross_entropy_with_logits(against_the_rest(logits), target)
+        masks = _are_masks(logits, label)
+        target, own = (label, logits) if masks else (one_hot(label, self.classes), against_the_rest(logits))
+        entropy = nn.functional.binary_cross_entropy_with_logits(own, target)
         result: Tensor = self.dice_weight * self.dice(logits, label)
         return result + self.bce_weight * entropy
 
@@ -100,9 +149,9 @@ class DiceFocal(DeepLoss):
         alpha: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(classes)
-        self.dice = DiceLoss(**self.reading, batch=True)
-        several = self.classes > 1
-        self.focal = FocalLoss(gamma=float(gamma), alpha=alpha, use_softmax=several, to_onehot_y=several)
+        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
+        readings = ({"use_softmax": several, "to_onehot_y": several} for several in (True, False))
+        self.focal = _Either(FocalLoss, *readings, gamma=float(gamma), alpha=alpha)
         self.dice_weight, self.focal_weight = float(dice_weight), float(focal_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -120,7 +169,8 @@ class Tversky(DeepLoss):
 
     def __init__(self, classes: int, alpha: float = 0.3, beta: float = 0.7, power: float = 1.0) -> None:
         super().__init__(classes)
-        self.single = TverskyLoss(**self.reading, alpha=float(alpha), beta=float(beta), batch=True, reduction="none")
+        options = {"alpha": float(alpha), "beta": float(beta), "batch": True, "reduction": "none"}
+        self.single = _Either(TverskyLoss, _CLASSES, _MASKS, **options)
         self.power = float(power)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -134,7 +184,7 @@ class Jaccard(DeepLoss):
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
-        self.single = DiceLoss(**self.reading, batch=True, jaccard=True)
+        self.single = _Either(DiceLoss, _CLASSES, _MASKS, batch=True, jaccard=True)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
@@ -151,7 +201,7 @@ class GeneralizedDice(DeepLoss):
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
-        self.single = GeneralizedDiceLoss(**{**self.reading, "include_background": True}, batch=True)
+        self.single = _Either(GeneralizedDiceLoss, {**_CLASSES, "include_background": True}, _MASKS, batch=True)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
@@ -165,22 +215,25 @@ class WeightedCE(DeepLoss):
     Shapes: label (batch, 2, *n): classes, and the weights that `BorderWeightsd` appends.
 
     Raises:
-        InputError: (at call) the label has no weights.
+        InputError: (at call) the label has no weights, or regions.
     """
 
-    def term(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of one output."""
+    def require(self, label: Tensor) -> None:
+        """Refuse a label without weights."""
+        if label.shape[1] > 1 and not label.is_floating_point():
+            raise InputError(
+                f"the label has {label.shape[1]} regions that may overlap, WeightedCE reads classes; take {OF_REGIONS}"
+            )
         if label.shape[1] != 2:
             raise InputError(
                 f"the label has {label.shape[1]} channel, WeightedCE needs classes and weights; add "
                 f"medunet.training.BorderWeightsd as train::finish (see configs/run/loss_border.yaml)"
             )
-        classes, weights = label[:, :1], label[:, 1]
-        if self.classes == 1:
-            entropy = nn.functional.binary_cross_entropy_with_logits(logits, classes, reduction="none")[:, 0]
-        else:
-            entropy = nn.functional.cross_entropy(logits, classes[:, 0].long(), reduction="none")
-        return (weights * entropy).mean()
+
+    def term(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of one output."""
+        classes, weights = label[:, :1], label[:, 1:]
+        return (weights * _entropy(logits, classes)).mean()
 
 
 class DiceHausdorff(DeepLoss):
@@ -188,21 +241,47 @@ class DiceHausdorff(DeepLoss):
 
     Errors count by the squared distance (`alpha` 2) to the boundaries of label and prediction, in voxels (Karimi and
     Salcudean 2020, doi:10.1109/TMI.2019.2930068). Distance transforms run on the CPU, once per class and patch: slow.
+    Voxels nobody annotated are background to the distance transforms, in label and prediction alike.
     """
 
     def __init__(
         self, classes: int, dice_weight: float = 1.0, hausdorff_weight: float = 0.1, alpha: float = 2.0
     ) -> None:
         super().__init__(classes)
-        self.dice = DiceLoss(**self.reading, batch=True)
-        self.hausdorff = LogHausdorffDTLoss(**self.reading, alpha=float(alpha))
+        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
+        self.hausdorff = _Either(HausdorffDTLoss, _CLASSES, _MASKS, alpha=float(alpha))
         self.dice_weight, self.hausdorff_weight = float(dice_weight), float(hausdorff_weight)
 
-    def term(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of one output."""
-        result: Tensor = self.dice_weight * self.dice(logits, label)
-        result += self.hausdorff_weight * self.hausdorff(logits, label)
-        return result
+    def counted(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of one output over the annotated voxels, which keep their places."""
+        annotated = self.annotated(label)
+        share = annotated.float().mean()
+        if not bool(share):
+            return logits[:, :0].sum()
+        kept = annotated[:, None]
+        outside = logits.new_full((1, logits.shape[1], *(1,) * (logits.ndim - 2)), -_CERTAIN)
+        if not _are_masks(logits, label):
+            outside[:, 0] = _CERTAIN
+        errors: Tensor = self.hausdorff(torch.where(kept, logits, outside), label * kept) / share
+        dice: Tensor = self.dice(_those(logits, annotated), _those(label, annotated))
+        return self.dice_weight * dice + self.hausdorff_weight * torch.log(errors + 1)
+
+
+def _are_masks(logits: Tensor, label: Tensor) -> bool:
+    """Whether a label has a mask per output; one output has one mask."""
+    return label.shape[1] == logits.shape[1]
+
+
+def _entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of classes (batch, 1, *n), or binary of each mask, per voxel."""
+    if _are_masks(logits, label):
+        return nn.functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    return nn.functional.cross_entropy(logits, label[:, 0].long(), reduction="none")[:, None]
+
+
+def _those(values: Tensor, kept: Tensor) -> Tensor:
+    """(batch, channels, *n) and (batch, *n) -> (1, channels, voxels that are kept)."""
+    return values.movedim(1, -1)[kept].T[None]
 
 
 def against_the_rest(logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +32,9 @@ class CutPatch:
     """Draw where a patch of `patch_size` lies: inside the volume, or around it where the volume is smaller.
 
     With probability `foreground` the patch is centred on a voxel of a class drawn uniformly from those present, as far
-    as the volume's ends allow. A smaller volume lies in the middle of the patch, as it does in an inference window.
-    A 2D `patch_size` is one slice along z.
+    as the volume's ends allow. Of a case that is annotated in part, the others are centred on an annotated voxel. A
+    smaller volume lies in the middle of the patch, as it does in an inference window. A 2D `patch_size` is one slice
+    along z.
 
     Args:
         margin: voxels that a network without padding leaves out at either end of a patch; patches reach so far beyond
@@ -51,15 +52,21 @@ class CutPatch:
         wide = [n + 2 * m for n, m in zip(case.shape, self.margin, strict=True)]
         before = [max(0, p - n) // 2 + m for n, p, m in zip(wide, self.size, self.margin, strict=True)]
         room = [max(0, n - p) for n, p in zip(wide, self.size, strict=True)]
-        classes = case.header.classes
-        if classes and generator.random() < self.foreground:
-            value = list(classes)[generator.integers(len(classes))]
-            centre = case.voxel(value, int(generator.integers(classes[value])))
+        value = self._value(generator, case.header.classes)
+        if value is not None:
+            centre = case.voxel(value, int(generator.integers(case.header.classes[value])))
             places = [c + b - p // 2 for c, b, p in zip(centre, before, self.size, strict=True)]
             start = [min(max(s, 0), r) - b for s, r, b in zip(places, room, before, strict=True)]
         else:
             start = [int(generator.integers(r + 1)) - b for r, b in zip(room, before, strict=True)]
         return Cut(tuple(start), self.size)
+
+    def _value(self, generator: np.random.Generator, noted: Mapping[int, int]) -> int | None:
+        """The class to centre on; 0: any annotated voxel, where not all are; None: anywhere."""
+        classes = [value for value in noted if value]
+        if classes and generator.random() < self.foreground:
+            return classes[generator.integers(len(classes))]
+        return 0 if noted.get(0) else None
 
 
 class Draw(Protocol):

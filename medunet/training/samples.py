@@ -56,8 +56,9 @@ def page_of(patches: StoredPatches, count: int = 5) -> bytes | None:
     item, size = patches.data[0], patches.cut.size
     middle = CutPatch(patches.augment.patch, foreground=1.0).draw(np.random.default_rng(0), patches.store.entry(item))
     wide = tuple(n if n == 1 else n + 2 * round(_AROUND * n) for n in size)
-    region = to_tensors(*patches.read(item, middle.box(wide)), patches.cut.flat)
-    return sample_page(patches.augment, *region, count=count, seed=patches.seed)
+    image, label = to_tensors(*patches.read(item, middle.box(wide)), patches.cut.flat)
+    label[label == patches.store.preprocess.ignored] = 0
+    return sample_page(patches.augment, image, label, count=count, seed=patches.seed)
 
 
 def changing_draws(augmentation: Augmentation, count: int, seed: int) -> list[Draw]:

@@ -29,7 +29,7 @@ from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
 from medunet.training.digests import Digests
 from medunet.training.distributed import cores
-from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, write_entry
+from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, patch_centres, write_entry
 from medunet.types import AnyArray, Shape
 
 Item = Mapping[str, Any]
@@ -168,7 +168,8 @@ class PatchStore:
         done = self.preprocess(dict(item.items()))
         image, label = (np.asarray(done[name].as_tensor()) for name in ("image", "label"))
         self._require_unchanged(item)
-        write_entry(self._path(key), image, label[0], self.edge)
+        centres = patch_centres(label[0], self.preprocess.members, self.preprocess.ignored)
+        write_entry(self._path(key), image, label[0], self.edge, centres)
         self._entries[key] = Entry(self._path(key))
         return self._entries[key]
 
@@ -196,7 +197,7 @@ class PatchStore:
         channels = max(header.channels, len(images))
         shape = self.preprocess.frame.grid(header.grid).shape
         voxels = max(int(np.prod(shape)), int(np.prod(header.grid.shape)))
-        return entry_bytes(shape, channels, len(self.preprocess.values)), _BYTES_PER_VOXEL * channels * voxels
+        return entry_bytes(shape, channels, self.preprocess.ignored + 1), _BYTES_PER_VOXEL * channels * voxels
 
     def _require_room(self, needed: int) -> None:
         try:

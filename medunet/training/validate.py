@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from monai.engines import SupervisedEvaluator
 
 from medunet.data.atomic import write_json, write_with
 from medunet.data.grid import Grid
+from medunet.data.labelling import members
 from medunet.data.reader import geometry_of, sources_of
 from medunet.data.transforms import grid_of
 from medunet.data.volume import write_label
@@ -29,11 +30,23 @@ class CaseScores:
 
     With `full` set every case gets all metrics of `medunet.evaluation`, kept in ``cases``, and its prediction is
     written to `folder`; otherwise Dice alone is computed.
+
+    Args:
+        labels: the value written for each class or region, background first.
+        regions: the values of each region: both label maps show it where they have any of them.
+        ignore: the references' value of voxels nobody annotated; predictions there are neither right nor wrong.
     """
 
-    def __init__(self, labels: Mapping[str, int], folder: str | None = None, full: bool = False) -> None:
-        self.labels = {name: value for number, (name, value) in enumerate(labels.items()) if number}
-        self.folder, self.full = None if folder is None else Path(folder), full
+    def __init__(
+        self,
+        labels: Mapping[str, int],
+        folder: str | None = None,
+        full: bool = False,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        ignore: int | None = None,
+    ) -> None:
+        self.labels = members(labels, regions or {})
+        self.folder, self.full, self.ignore = None if folder is None else Path(folder), full, ignore
         self.cases: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine, name: str) -> None:
@@ -61,16 +74,14 @@ class CaseScores:
     ) -> dict[str, Any]:
         case, paths = str(batch.get("case", "case")), dict(files)
         if not self.full:
-            classes = {
-                name: {"dice": metrics.dice(prediction == value, reference == value)}
-                for name, value in self.labels.items()
-            }
+            masks = metrics.masks(prediction, reference, self.labels, self.ignore)
+            classes = {name: {"dice": metrics.dice(*pair)} for name, pair in masks}
             return {"id": case, "classes": classes}
         if self.folder is not None:
             target = self.folder / f"{case}.nii.gz"
             write_label(target, prediction, grid)
             paths["prediction"] = str(target)
-        return scores.case_scores(case, prediction, reference, self.labels, grid, paths)
+        return scores.case_scores(case, prediction, reference, self.labels, grid, paths, ignore=self.ignore)
 
     def _compute(self, engine: Engine, name: str) -> None:
         means = self.class_means()
@@ -146,7 +157,8 @@ class Validation:
         facts = {"weights": "final", "best": dict(self.checkpoints.best)}
         write_fold(self.log, self.metric, self.plan, facts, page_of(self.budget.dataset))
         network, cases = plain(self.checkpoints.network), self.validator.data_loader.dataset
-        calibrate(self.validator.inferer, network, cases, self.metric.labels, self.checkpoints.model, self.log.fold)
+        model, metric = self.checkpoints.model, self.metric
+        calibrate(self.validator.inferer, network, cases, metric.labels, model, self.log.fold, metric.ignore)
 
 
 def write_fold(

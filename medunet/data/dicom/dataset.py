@@ -169,6 +169,11 @@ def resolve(index: Index, *, allow_gaps: bool = False) -> Index:
             findings.append(Finding.of(case.id, "label object", str(error)))
     if not objects:
         return replace(index, findings=tuple(findings))
+    if index.regions or index.ignore is not None:
+        raise DatasetError(
+            f"{index.root}: declares {'regions' if index.regions else 'an ignore value'} and has labels in DICOM "
+            f"objects ({next(iter(objects))}), which name structures and not values; give label maps such as NIfTI"
+        )
     labels, notes = _classes(index, objects)
     findings += notes
     settled = {}
