@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medunet.errors import BundleError
+from medunet.errors import BundleError, NetworkError
 
 MODEL = "models/model.pt"
 _METADATA = "configs/metadata.json"
@@ -49,7 +49,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     state = read_state(path)
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, NetworkError) as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise BundleError(f"{path}: weights do not fit the plan's network ({first}); plan and train again") from error
 
