@@ -117,7 +117,13 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
 def _metadata(bundle: Path) -> dict[str, Any]:
     from medunet.bundle.writer import read_plan
 
-    region = read_plan(str(bundle)).get("region")
+    plan = read_plan(str(bundle))
+    region, partners = plan.get("region"), plan.get("partners")
+    if partners:
+        raise BundleError(
+            f"{bundle / METADATA}: the plan averages with other bundles ({', '.join(map(str, partners))}), and an "
+            f"archive holds one; set plan partners to []"
+        )
     if isinstance(region, Mapping):
         raise BundleError(
             f"{bundle / METADATA}: the plan looks for its region with another bundle ({region['bundle']}), and an "

@@ -78,15 +78,17 @@ def weights_digest(bundle: Path) -> str:
 def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
 
-    A coarser bundle that tells the region counts too.
+    A coarser bundle that tells the region and partners count too.
     """
     digest = hashlib.sha256()
     for name in (MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
-    region = overrides.get("inferer::region", json.loads((bundle / _METADATA).read_bytes())["plan"].get("region"))
-    if isinstance(region, Mapping) and "bundle" in region:
-        for path in (bundle / str(region["bundle"]) / name for name in (MODEL, _METADATA)):
-            digest.update(path.read_bytes() if path.is_file() else b"")
+    plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
+    region = overrides.get("inferer::region", plan.get("region"))
+    others = [str(region["bundle"])] if isinstance(region, Mapping) and "bundle" in region else []
+    others += [str(partner) for partner in overrides.get("inferer::partners", plan.get("partners", ()))]
+    for path in (bundle / other / name for other in others for name in (MODEL, _METADATA)):
+        digest.update(path.read_bytes() if path.is_file() else b"")
     relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     return digest.hexdigest()
