@@ -27,7 +27,7 @@ _NETWORK = "medunet.networks.UNet"
 class Neighbour:
     """A bundle's plan, and what it takes to segment with it.
 
-    Whoever checked the bundle that is run has not checked what this one would import; so its network is a U-Net of ours.
+    Whoever checked the bundle that is run has not checked what this one would import: its network is a U-Net of ours.
 
     Args:
         folder: the other bundle.

@@ -1,7 +1,7 @@
 """Several bundles, such as one of a 2D and one of a 3D network, that answer together: the mean of their probabilities.
 
-Each has its own spacing, orientation and windows; they meet on the file's own grid. Their sum lies in a file, box by box
-as it comes, so that memory holds no more than one bundle needs.
+Each has its own spacing, orientation and windows; they meet on the file's own grid. Their mean lies in a file and grows
+box by box, so that memory holds no more than one bundle needs.
 """
 
 from __future__ import annotations

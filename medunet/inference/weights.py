@@ -15,6 +15,9 @@ from torch import nn
 from medunet.errors import BundleError, NetworkError
 
 MODEL = "models/model.pt"
+COMPONENTS = "models/components.json"
+"""Where a bundle keeps rules for components; they hold for the weights of the digest that they name."""
+
 _METADATA = "configs/metadata.json"
 _NO_MATTER = ("output_dir", "device", "save::output_format")
 
@@ -72,7 +75,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def weights_digest(bundle: Path) -> str:
     """sha256 of a bundle's ``models/model.pt``."""
-    return hashlib.sha256((bundle / MODEL).read_bytes()).hexdigest()
+    return file_digest(bundle / MODEL)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read a part at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
@@ -83,6 +95,7 @@ def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in (MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
+    digest.update((bundle / COMPONENTS).read_bytes() if (bundle / COMPONENTS).is_file() else b"")
     plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
     region = overrides.get("inferer::region", plan.get("region"))
     others = [str(region["bundle"])] if isinstance(region, Mapping) and "bundle" in region else []
