@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from scipy import ndimage
 from torch import Tensor, nn
 
 import medunet
 from medunet.bundle.running import load_workflow, train_bundle
 from medunet.bundle.segmenting import load_segmenter
+from medunet.data.transforms import Frame
 from medunet.data.volume import read_volume
-from medunet.errors import BundleError, NetworkError
+from medunet.errors import BundleError, NetworkError, PlanError
+from medunet.evaluation import components as evaluation_components
+from medunet.evaluation.components import Found, apply_rules, prove
+from medunet.inference import WindowInferer
 from medunet.inference.backends import make_backend
 from medunet.inference.components import read_rules
-from medunet.inference.weights import load_weights, read_state, weights_digest
+from medunet.inference.weights import load_weights, model_digest, read_state, weights_digest
 from medunet.networks import Ensemble, UNet
 from medunet.networks.ensemble import joined, member_of, members_in
 from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor, tile_halo
+from medunet.planning.settings import validate
 from medunet.training.folds import cross_validation
+from medunet.trust.archive import content_checks
+from medunet.trust.archive.bundle_files import Contents
+from medunet.trust.archive.slices import Slice
+from medunet.trust.archive.zipform import Member
 
 
 def unet(seed: int = 0, **options: Any) -> UNet:
@@ -159,6 +174,7 @@ def test_all_folds_leave_one_model_and_scores_of_all_cases(ensemble: Path, phant
     assert all(numbers["cases"] == 6 for numbers in components["evidence"].values())
     page = (ensemble / "eval" / "report.html").read_text()
     assert "cross-validation</h1>" in page
+    assert page.split('<table id="folds">')[1].split("</table>")[0].count("<tr>") == 1 + len(folds)
     assert medunet.report(ensemble) == ensemble / "eval" / "report.html"
     assert "cross-validation</h1>" in (ensemble / "eval" / "report.html").read_text()
 
@@ -281,3 +297,297 @@ def test_a_run_begins_with_the_first_network_of_an_ensemble(
     medunet.train(bundle, 0, {**QUICK, "quiet": False, "init": str(ensemble)})
     count = len(folds_of(ensemble))
     assert f"48 of 48 tensors are those of the first of the {count} networks of {ensemble}" in capsys.readouterr().out
+
+
+def test_an_ensemble_is_packed_verified_and_computes_the_same(
+    ensemble: Path, phantom_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDUNET_HOME", str(tmp_path / "home"))
+    scan, said = scan_of(phantom_dataset), []
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    content = read(bundle / "models" / "components.json")
+    name = next(iter(content["evidence"]))
+    proof = {"cases": 12, "tried": 3, "dice_before": 0.81, "dice_after": 0.84, "difference": 0.03}
+    content["rules"][name] = {"largest": True}
+    content["evidence"][name] = {**proof, "interval": [0.01, 0.05], "rule": {"largest": True}}
+    (bundle / "models" / "components.json").write_text(json.dumps(content))
+    medunet.pack(bundle, tmp_path / "p.zip", say=said.append)
+    assert any("files in models (they have no place" in line or "models/fold_" in line for line in said)
+    found = medunet.verify(tmp_path / "p.zip")
+    assert found.verified, [check for check in found.checks if check.state == "failed"]
+    what = {check.name: check.what for check in found.checks}
+    count = len(folds_of(ensemble))
+    assert what["network"] == f"UNet x {count}: {48 * count} keys with the shapes of the weights"
+    assert what["components"] == f"a rule for 1 of {len(content['evidence'])} classes"
+    medunet.unpack(tmp_path / "p.zip", tmp_path / "u")
+    assert read_rules(tmp_path / "u") == {name: {"largest": True}}
+    here = voxels(bundle, scan, tmp_path / "here")
+    assert here.any()
+    assert (voxels(tmp_path / "u", scan, tmp_path / "there") == here).all()
+    card = (tmp_path / "u" / "docs" / "README.md").read_text()
+    pooled = read(ensemble / "eval" / "cross_validation.json")
+    assert "each scored by the one network that was not trained on it" in " ".join(card.split())
+    assert f"{pooled['summary']['dice']['mean']:.3f}" in card.split("### Cross-validation")[1].split("### Fold")[0]
+    assert f"| networks in the ensemble, one per fold | {count} |" in card
+    assert f"| {name} | the largest alone | 12 | 0.810 | 0.840 | 0.0100 to 0.0500 |" in card
+    shipped = read(tmp_path / "u" / "docs" / "scores.json")
+    assert shipped["pooled"]["of"] == folds_of(ensemble)
+    assert "cases" not in shipped["pooled"] or isinstance(shipped["pooled"]["cases"], int)
+    assert read(tmp_path / "u" / "provenance.json")["fold"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c | {"weights": "0" * 64}, "is of other weights than models/model.pt; pack the bundle again"),
+        (lambda c: c | {"rules": {"a": {"largest": False}}}, "holds what is no rule; refuse the bundle"),
+        (lambda c: c | {"rules": {"a": {"minimum_mm3": -1}}}, "holds what is no rule"),
+        (lambda c: c | {"evidence": {"a": {"case": "Miller"}}}, "holds what is no number of a proof"),
+        (lambda c: {"weights": c["weights"]}, "is not a list of rules; refuse the bundle"),
+    ],
+)
+def test_rules_that_are_none_do_not_verify(change: Any, words: str) -> None:
+    good = {"weights": "1" * 64, "rules": {"a": {"minimum_mm3": 3.5}}, "evidence": {"a": {"cases": 12}}}
+    contents = packed_contents(good)
+    assert content_checks.components(contents) == "a rule for 1 of 1 classes"
+    with pytest.raises(content_checks.Failed, match=words):
+        content_checks.components(packed_contents(change(good)))
+
+
+def packed_contents(components: Any) -> Contents:
+    data = json.dumps(components).encode()
+    names = {"models/components.json": "", "models/model.pt": "1" * 64}
+    members = {name: Member(name, len(data), 0, digest) for name, digest in names.items()}
+    return Contents(members, {"models/components.json": Slice(io.BytesIO(data), 0, len(data))}, None)
+
+
+LABELS = {"background": 0, "a": 3, "b": 7}
+
+
+@settings(max_examples=150)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    density=st.sampled_from([0.1, 0.3, 0.6]),
+    chunk=st.integers(1, 200),
+    rule=st.one_of(st.just({"largest": True}), st.integers(1, 12).map(lambda n: {"minimum_mm3": 2.0 * n})),
+    seed=st.integers(0, 10_000),
+)
+def test_rules_keep_what_brute_force_keeps(
+    shape: tuple[int, int, int], density: float, chunk: int, rule: dict[str, Any], seed: int
+) -> None:
+    """However few planes are labelled at a time; `scipy` labels all of the map at once here."""
+    rng = np.random.default_rng(seed)
+    labels = np.asfortranarray(np.where(rng.random(shape) < density, 3, 0).astype(np.uint8))
+    labels[rng.random(shape) < 0.1] = 7
+    mask = rng.random(shape) < 0.5
+    numbers, count = ndimage.label(labels == 3, np.ones((3, 3, 3)))
+    sizes = [int((numbers == n).sum()) for n in range(1, count + 1)]
+    least = max(sizes, default=0) if "largest" in rule else rule["minimum_mm3"] / 2.0
+    expected = labels.copy()
+    for number, size in enumerate(sizes, 1):
+        if size < least:
+            expected[numbers == number] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_components, "_CHUNK", chunk)
+        found = evaluation_components.Components(labels, 3)
+        inside = [int((mask & (numbers == n)).sum()) for n in range(1, count + 1)]
+        assert sorted(zip(found.sizes, found.counts(mask), strict=True)) == sorted(zip(sizes, inside, strict=True))
+        apply_rules(labels, {"a": rule}, LABELS, 2.0)
+    assert (labels == expected).all()
+
+
+def predicted(rng: Any, false: int, true_size: int = 200) -> Found:
+    """One good component, and `false` small ones outside of the reference."""
+    sizes = np.array([true_size + int(rng.integers(0, 50)), *rng.integers(5, 20, false)])
+    inside = np.concatenate([[int(sizes[0] * 0.9)], np.zeros(false, int)])
+    return Found(sizes, inside, int(sizes[0]), 2.0)
+
+
+def test_a_rule_that_helps_is_proved_and_one_that_does_not_is_not() -> None:
+    rng = np.random.default_rng(0)
+    rule, evidence = prove([predicted(rng, 3) for _ in range(12)])
+    assert rule is not None
+    assert list(rule) == ["minimum_mm3"]  # as good as the largest alone, and milder
+    assert 2 * 19 < rule["minimum_mm3"] < 2 * 200
+    low, high = evidence["interval"]
+    assert 0 < low <= evidence["difference"] <= high
+    assert evidence["dice_after"] == pytest.approx(evidence["dice_before"] + evidence["difference"])
+    assert evidence["cases"] == 12
+    alone, numbers = prove([predicted(rng, 3 * (n == 0)) for n in range(12)])  # one case of twelve gains
+    assert alone is None
+    assert numbers["difference"] > 0
+    assert prove([predicted(rng, 0) for _ in range(12)])[0] is None  # nothing gains
+    assert prove([predicted(rng, 3) for _ in range(9)]) == (None, {"cases": 9, "tried": 0})  # too few
+    lesions = [Found(np.array([200, 30, 20]), np.array([180, 28, 18]), 250, 2.0) for _ in range(12)]
+    assert prove(lesions)[0] is None  # all are real: every rule would lose
+
+
+def test_a_class_that_is_rightly_not_found_counts() -> None:
+    absent = [Found(np.array([4]), np.array([0]), 0, 1.0) for _ in range(10)]
+    there = [Found(np.array([400]), np.array([400]), 400, 1.0) for _ in range(10)]
+    rule, evidence = prove(absent + there)
+    assert rule is not None
+    assert (evidence["dice_before"], evidence["dice_after"]) == (0.5, 1.0)
+
+
+def test_rules_are_applied_on_every_path_and_only_to_their_weights(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    scan = scan_of(phantom_dataset)
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    plan = read(bundle / "configs" / "metadata.json")["plan"]
+    plain = voxels(bundle, scan, tmp_path / "plain")
+    name, value = next((n, v) for n, v in plan["labels"].items() if v and (plain == v).any())
+    volume = read_volume(scan).grid.voxel_volume
+    size = int((plain == value).sum())
+    rules = {name: {"minimum_mm3": (size + 1) * volume}}  # more than there is: all of the class goes
+    path = bundle / "models" / "components.json"
+    path.write_text(json.dumps({"weights": weights_digest(bundle), "rules": rules, "evidence": {}}))
+    expected = np.where(plain == value, 0, plain)
+    assert (voxels(bundle, scan, tmp_path / "plain") == expected).all()  # made anew, since the rules are
+    (tmp_path / "in").mkdir()
+    shutil.copy(scan, tmp_path / "in")
+    values = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "run"), "device::name": "cpu"}
+    load_workflow(bundle, "inference.yaml", "infer", {**values, "inferer::backend": "torch"}).run()
+    assert (read_volume(tmp_path / "run" / scan.name).array[0] == expected).all()
+    path.write_text(json.dumps({"weights": "0" * 64, "rules": rules, "evidence": {}}))
+    assert read_rules(bundle) == {}
+    assert (voxels(bundle, scan, tmp_path / "plain") == plain).all()
+    path.write_text("{")
+    assert read_rules(bundle) == {}
+
+
+TINY = {"base_channels": 4, "max_levels": 2}
+
+
+def untrained(folder: Path, dataset: Path, chosen: dict[str, Any], seed: int) -> Path:
+    """A planned bundle with a network as it was initialised."""
+    medunet.plan(dataset, folder, settings={**TINY, **chosen})
+    plan = read(folder / "configs" / "metadata.json")["plan"]
+    torch.manual_seed(seed)
+    network = UNet(**{key: value for key, value in plan["network"].items() if key != "_target_"})
+    (folder / "models").mkdir()
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def test_a_2d_and_a_3d_bundle_answer_together(phantom_dataset: Path, tmp_path: Path) -> None:
+    """The mean of what each says alone, by hand; the same voxels by every way; made anew when the partner changes."""
+    scan = scan_of(phantom_dataset)
+    flat = untrained(tmp_path / "flat", phantom_dataset, {"dims": 2, "patch_size": [16, 16]}, 1)
+    deep = {"dims": 3, "patch_size": [16, 16, 16], "spacing": [6.0, 6.0, 6.0]}
+    alone = untrained(tmp_path / "alone", phantom_dataset, deep, 2)
+    both = untrained(tmp_path / "both", phantom_dataset, {**deep, "partners": ["../flat"]}, 2)
+    for bundle in (flat, alone, both):
+        voxels(bundle, scan, tmp_path / "out" / bundle.name, probabilities=True)
+    said = {
+        name: np.load(tmp_path / "out" / name / f"{scan.name.removesuffix('.nii.gz')}_probabilities.npy")
+        for name in ("flat", "alone", "both")
+    }
+    mean = (said["flat"].astype(np.float32) + said["alone"]) / 2
+    assert np.abs(mean - said["both"]).max() < 1e-3  # the files are float16
+    together = read_volume(tmp_path / "out" / "both" / scan.name).array[0]
+    values = np.array(list(read(both / "configs" / "metadata.json")["plan"]["labels"].values()))
+    ordered = np.sort(mean, axis=0)
+    sure = ordered[-1] - ordered[-2] > 2e-3
+    assert sure.mean() > 0.5
+    assert (together == values[mean.argmax(0)])[sure].all()
+    assert (together != read_volume(tmp_path / "out" / "alone" / scan.name).array[0]).any()
+    assert not list((tmp_path / "out").rglob(".part-*"))
+    (tmp_path / "in").mkdir()
+    shutil.copy(scan, tmp_path / "in")
+    values_of = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "run"), "device::name": "cpu"}
+    load_workflow(both, "inference.yaml", "infer", {**values_of, "inferer::backend": "torch"}).run()
+    assert (read_volume(tmp_path / "run" / scan.name).array[0] == together).all()
+    options = {"inferer::backend": "torch"}
+    assert [r.state for r in medunet.predict(both, [scan], tmp_path / "out" / "both", options)] == ["already done"]
+    torch.save(unet_like(flat, 5), flat / "models" / "model.pt")
+    assert [r.state for r in medunet.predict(both, [scan], tmp_path / "out" / "both", options)] == ["done"]
+    assert model_digest(both, {}) != model_digest(both, {"inferer::partners": []})
+    torch.save(joined([unet_like(flat, 5), unet_like(flat, 6)]), flat / "models" / "model.pt")  # a partner of two folds
+    assert [r.state for r in medunet.predict(both, [scan], tmp_path / "out" / "both", options)] == ["done"]
+    with pytest.raises(BundleError, match=r"averages with other bundles \(\.\./flat\), and an archive holds one"):
+        medunet.pack(both, tmp_path / "both.zip")
+
+
+def unet_like(bundle: Path, seed: int) -> dict[str, Tensor]:
+    plan = read(bundle / "configs" / "metadata.json")["plan"]
+    torch.manual_seed(seed)
+    return UNet(**{key: value for key, value in plan["network"].items() if key != "_target_"}).state_dict()
+
+
+def test_partners_see_all_of_a_file_and_regions_are_averaged(tmp_path: Path) -> None:
+    """The bundle that runs looks only at the body; its partner looks where its own plan says. Outputs are regions."""
+    ct = {"scheme": "ct", "low": -200, "high": 300, "mean": 0, "std": 100}
+    network = {"_target_": "medunet.networks.UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
+               "channels": [4], "strides": [1]}  # fmt: skip
+    plan = {"orientation": "RAS", "spacing": [1, 1, 1], "normalization": [ct], "labels": LABELS, "border": "constant",
+            "patch_size": [16, 16, 16], "overlap": 0.5, "mirror_axes": [0], "region": "all",
+            "network": network}  # fmt: skip
+    (tmp_path / "p" / "configs").mkdir(parents=True)
+    (tmp_path / "p" / "models").mkdir()
+    (tmp_path / "p" / "configs" / "metadata.json").write_text(json.dumps({"plan": plan}))
+    torch.manual_seed(1)
+    partner = UNet(3, 1, 2, [4], [1]).eval()
+    torch.save(partner.state_dict(), tmp_path / "p" / "models" / "model.pt")
+    torch.manual_seed(2)
+    own = UNet(3, 1, 2, [4], [1]).eval()
+    rng = np.random.default_rng(0)
+    values = np.full((1, 40, 30, 30), -1000, np.int16)
+    values[:, 5:15, 10:20, 10:20] = rng.integers(-100, 300, (1, 10, 10, 10))
+    image = MetaTensor(torch.from_numpy(values), affine=torch.eye(4))
+    frame, mirror = Frame("RAS", (1, 1, 1), [ct]), {"mirror_axes": [0]}
+
+    def said(inferer: WindowInferer, network: nn.Module) -> tuple[Any, Tensor]:
+        content = torch.zeros((2, 40, 30, 30))
+
+        def keep(number: int, box: Any, part: Tensor) -> None:
+            content[(number, *(slice(*bounds) for bounds in box))] = part
+
+        (made,) = inferer.segment([inferer.see(image, network)], network, [keep])
+        return made.labels, content
+
+    options = {"region": "body", "bundle_root": str(tmp_path), **mirror}
+    _, mine = said(WindowInferer(frame, LABELS, (16, 16, 16), **options), own)
+    _, theirs = said(WindowInferer(frame, LABELS, (16, 16, 16), **mirror), partner)
+    together = WindowInferer(frame, LABELS, (16, 16, 16), partners=["p"], scratch=str(tmp_path / "new"), **options)
+    labels, mean = said(together, own)
+    assert not mine[:, 30:].any()
+    assert theirs[:, 30:].any()
+    assert torch.allclose(mean, (mine + theirs) / 2, atol=1e-5)
+    expected = np.where(mean[1] > 0.5, 7, np.where(mean[0] > 0.5, 3, 0))
+    assert (labels == expected).all()
+    assert not list((tmp_path / "new").iterdir())
+    network["out_channels"] = 3
+    (tmp_path / "p" / "configs" / "metadata.json").write_text(json.dumps({"plan": plan}))
+    torch.save(UNet(3, 1, 3, [4], [1]).state_dict(), tmp_path / "p" / "models" / "model.pt")
+    other = WindowInferer(frame, LABELS, (16, 16, 16), partners=["p"], bundle_root=str(tmp_path))
+    with pytest.raises(BundleError, match="has 2 outputs, that of a partner 3; classes and regions cannot be averaged"):
+        said(other, own)
+
+
+def test_a_partner_that_does_not_fit_is_told(phantom_dataset: Path, planned_bundle: Path, tmp_path: Path) -> None:
+    image = MetaTensor(torch.zeros((1, 20, 20, 20)), affine=torch.eye(4))
+
+    def segment(labels: dict[str, int]) -> None:
+        frame = Frame("RAS", (1, 1, 1), [{"scheme": "zscore"}])
+        inferer = WindowInferer(frame, labels, (16, 16, 16), partners=["p"], bundle_root=str(tmp_path))
+        inferer(image[None], unet())
+
+    with pytest.raises(BundleError, match=r"has this bundle for a partner, and it is missing; .* --set inferer::partn"):
+        segment(LABELS)
+    shutil.copytree(planned_bundle, tmp_path / "p")
+    with pytest.raises(BundleError, match=r"has the labels .*, the bundle that runs has .*; partners have the same"):
+        segment(LABELS)
+    path = tmp_path / "p" / "configs" / "metadata.json"
+    labels = read(path)["plan"]["labels"]
+    with pytest.raises(BundleError, match="is missing; train the bundle first"):
+        segment(labels)
+    path.write_text(path.read_text().replace("medunet.networks.UNet", "os.system"))
+    with pytest.raises(BundleError, match=r"its network is os\.system; a bundle that is a partner has medunet"):
+        segment(labels)
+    path.write_text("{}")
+    with pytest.raises(BundleError, match="has no plan that can be read"):
+        segment(labels)
+    with pytest.raises(PlanError, match="partners='x' does not fit; give a list of folders of other bundles"):
+        validate({"partners": "x"})

@@ -1,7 +1,8 @@
 """All folds of a bundle: which are done, and what they make together once they are.
 
-Each fold leaves ``models/fold_K.pt``, its best averaged weights. Together they are ``models/model.pt``, an ensemble,
-with scores of all cases by networks that were not trained on them; calibration and rules for components come of the same.
+Each fold leaves ``models/fold_K.pt``, its best averaged weights. Together they are ``models/model.pt``, an ensemble.
+All cases, each scored by the network that was not trained on it, are its cross-validation, and what its calibration and
+its rules for components come of.
 """
 
 from __future__ import annotations

@@ -22,7 +22,19 @@ from medunet.trust.findings import Finding
 
 State = Literal["passed", "failed", "not run"]
 
-STATIC = ("members", "form", "manifest", "signature", "audit", "metadata", "versions", "weights", "quality", "components", "card")
+STATIC = (
+    "members",
+    "form",
+    "manifest",
+    "signature",
+    "audit",
+    "metadata",
+    "versions",
+    "weights",
+    "quality",
+    "components",
+    "card",
+)
 """The checks of this room, in their order."""
 
 _GATES = ("members", "form", "manifest", "audit")  # after a failure of one of these nothing further is read

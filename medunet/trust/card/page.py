@@ -30,7 +30,21 @@ NOT_AVAILABLE = "not available"
 
 def sections(facts: Mapping[str, Any]) -> list[str]:
     """The card, section by section."""
-    parts = (_head, _labels, _data, _training, _performance, _expected, _components, _limits, _use, _plan, _files, _licences, _claim)
+    parts = (
+        _head,
+        _labels,
+        _data,
+        _training,
+        _performance,
+        _expected,
+        _components,
+        _limits,
+        _use,
+        _plan,
+        _files,
+        _licences,
+        _claim,
+    )
     return [part(facts) for part in parts]
 
 
@@ -194,9 +208,9 @@ def _pooled(pooled: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         "### Cross-validation",
-        """The shipped weights are an ensemble of the networks of all folds. These are the figures of all cases together,
-each scored by the one network that was not trained on it. The ensemble itself has seen every case and has no figures
-of its own; on new cases of the same kind it is expected to do at least as well.""",
+        """The shipped weights are an ensemble of the networks of all folds. These are the figures of all cases
+together, each scored by the one network that was not trained on it. The ensemble itself has seen every case and has no
+figures of its own: how much better than one network it is on new cases was not measured.""",
         table(("what", "number"), [("validation cases", number(pooled["cases"]))]),
         _scores_table(pooled),
     ]
