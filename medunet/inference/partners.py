@@ -113,8 +113,7 @@ class _Mean:
     def sink(self, number: int, box: Box, values: Tensor) -> None:
         """Add a bundle's probabilities of an output on a box."""
         if number < len(self.content):
-            place = tuple(slice(*bounds) for bounds in box)
-            self.content[(number, *place)] += self.share * values.float().cpu().numpy()
+            self.content[number][_place(box)] += self.share * values.float().cpu().numpy()
         self.seen.add(number)
 
     def require_all(self, bundle: str) -> None:
@@ -137,16 +136,18 @@ class _Mean:
         stored = np.array(values, dtype=labels.dtype)
         classes = are_classes(len(self.content), len(values))
         for box in self._boxes():
-            place = tuple(slice(*bounds) for bounds in box)
-            part = torch.from_numpy(np.array(self.content[(slice(None), *place)]))
-            labels[place] = stored[decide(part, classes).numpy()]
+            part = torch.from_numpy(np.array(self.content[(slice(None), *_place(box))]))
+            labels[_place(box)] = stored[decide(part, classes).numpy()]
 
     def pour(self, sink: Sink) -> None:
         """Hand everything over."""
         for box in self._boxes():
             for number in range(len(self.content)):
-                place = tuple(slice(*bounds) for bounds in box)
-                sink(number, box, torch.from_numpy(np.array(self.content[(number, *place)])))
+                sink(number, box, torch.from_numpy(np.array(self.content[number][_place(box)])))
+
+
+def _place(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*bounds) for bounds in box)
 
 
 @contextmanager

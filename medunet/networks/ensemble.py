@@ -67,8 +67,9 @@ class Ensemble(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own while it is alone, else with ``members.K.`` before each key."""
-        module = self.members[0] if len(self.members) == 1 else super()
-        return module.state_dict(*args, **kwargs)
+        if len(self.members) == 1:
+            return self.members[0].state_dict(*args, **kwargs)
+        return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Become what the state dict is of, and load it.
@@ -78,8 +79,9 @@ class Ensemble(nn.Module):
             RuntimeError: a tensor has another shape.
         """
         self.become(state_dict)
-        module = super() if members_in(state_dict) else self.members[0]
-        return module.load_state_dict(state_dict, strict, assign)
+        if members_in(state_dict):
+            return super().load_state_dict(state_dict, strict, assign)
+        return self.members[0].load_state_dict(state_dict, strict, assign)
 
 
 def members_in(keys: Iterable[str]) -> int:

@@ -51,6 +51,6 @@ def calibrate(
     classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
     bundle = model.parents[1]
     digest = weights_digest(bundle)
-    seen = {"weights": digest, "whole": whole, "worse": worse}
-    write_json(bundle / "eval" / f"fold_{fold}" / CERTAINTY, seen)
+    noted = {"weights": digest, "whole": whole, "worse": worse}
+    write_json(bundle / "eval" / f"fold_{fold}" / CERTAINTY, noted)
     write_json(bundle / QUALITY, {"weights": digest, "fold": fold, "classes": classes})

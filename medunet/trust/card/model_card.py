@@ -30,8 +30,8 @@ Cell = tuple[str, str, str, int]
 def facts_of(root: Path, eval_dir: Path | None) -> dict[str, Any]:
     """What a card is made of, as plain values.
 
-    From ``configs/metadata.json``, ``docs/data_license.txt``, ``models/quality.json``, ``models/components.json`` and the
-    scores and fingerprint in `eval_dir`; without that, from the shipped summaries ``docs/scores.json`` and
+    From ``configs/metadata.json``, ``docs/data_license.txt``, ``models/quality.json``, ``models/components.json`` and
+    the scores and fingerprint in `eval_dir`; without that, from the shipped summaries ``docs/scores.json`` and
     ``docs/data.json``.
 
     Raises:

@@ -24,8 +24,8 @@ def summarise_scores(eval_dir: Path) -> dict[str, Any]:
     """``{"folds": [{"fold", "cases", "weights", "summary", "classes", "training"}]}`` of ``fold_*/scores.json``.
 
     An ensemble has ``"pooled"`` beside it: all cases of ``cross_validation.json``, where that is of the bundle's
-    ``models/model.pt``, and the folds that it rests on. Volumes and counts of lesions are left out where there are fewer
-    than `FEWEST` cases.
+    ``models/model.pt``, and the folds that it rests on. Volumes and counts of lesions are left out where there are
+    fewer than `FEWEST` cases.
 
     Raises:
         InputError: a scores file cannot be read.
