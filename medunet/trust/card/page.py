@@ -270,23 +270,23 @@ def _expected(facts: Mapping[str, Any]) -> str:
 
 
 def _components(facts: Mapping[str, Any]) -> str:
-    title = "## Connected components\n\n"
     content = facts["components"] or {}
-    rules = content.get("rules") or {}
-    if not rules:
-        return title + "Predictions are given as the network makes them; no component is removed."
-    rows = []
-    for name, rule in rules.items():
-        proof = content["evidence"][name]
-        low, high = proof["interval"]
+    rules, rows = content.get("rules") or {}, []
+    for name in _foreground(facts):
+        if name not in rules:
+            rows.append((name, "every component", *"–" * 4))
+            continue
+        rule, proof = rules[name], content["evidence"][name]
         words = "the largest alone" if rule.get("largest") else f"those of {number(rule['minimum_mm3'])} mm³ or more"
         dice = (f"{proof[key]:.3f}" for key in ("dice_before", "dice_after"))
+        low, high = proof["interval"]
         rows.append((name, words, number(proof["cases"]), *dice, f"{low:.4f} to {high:.4f}"))
     header = ("class", "what stays", "cases", "Dice without the rule", "with it", "95% interval of the gain")
     return (
-        title
-        + "What goes becomes background. A rule stands where cross-validation proved that it helps. The figures of\n"
-        "Performance are without it; Dice here counts a class that is rightly not found as 1.\n\n" + table(header, rows)
+        "## Connected components\n\n"
+        "A rule stands where cross-validation proved that it helps; what goes becomes background. The figures of\n"
+        "Performance are without rules; Dice here counts a class that is rightly not found as 1.\n\n"
+        + table(header, rows)
     )
 
 
