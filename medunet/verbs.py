@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-_AFRESH = {"resume": False, "more": False}
-
 
 def index(
     dataset: StrPath, on_problem: str = "stop", progress: Progress | None = None, *, allow_gaps: bool = False
@@ -82,28 +80,21 @@ def train(bundle: StrPath, fold: int | str = 0, overrides: Mapping[str, Any] | N
     """Train a fold, or ``all`` folds that have patients of their own one after the other; the folds' scores.
 
     `overrides` are MONAI's ``KEY: value`` pairs, such as ``{"optimizer::lr": 0.001, "minutes": 10}``.
-    The weights that stay in ``models/model.pt`` are those of the last fold trained. To resume ``all`` is to go on with
-    the fold of the last checkpoint and then with those behind it.
+    After a fold ``models/model.pt`` is its best network. After ``all`` it is the ensemble of them, and
+    ``eval/cross_validation.json`` is the last of the scores. To resume ``all`` is to go on in such a run.
 
     Raises:
         MedunetError: with one sentence, whatever went wrong.
     """
     root, values = _bundle(bundle), dict(overrides or {})
-    from medunet.bundle.running import train_bundle
+    from medunet.bundle.folds import train_fold, train_folds
     from medunet.training.cases import load_index
-    from medunet.training.checkpoints import fold_of_checkpoint
 
     chosen = values.pop("fold", fold)
-    if chosen == "all":
-        dataset_dir = values.get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
-        folds = list(load_index(str(root), dataset_dir).filled_folds())
-        begun = fold_of_checkpoint(root) if values.get("resume") else folds[0]
-    else:
-        folds, begun = [int(chosen)], int(chosen)
-    for number in folds:
-        if number >= begun:
-            train_bundle(root, {**values, "fold": number, **({} if number == begun else _AFRESH)})
-    return [root / "eval" / f"fold_{number}" / "scores.json" for number in folds]
+    if chosen != "all":
+        return train_fold(root, values, int(chosen))
+    dataset_dir = values.get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
+    return train_folds(root, values, load_index(str(root), dataset_dir).filled_folds())
 
 
 def predict(
@@ -159,7 +150,7 @@ def evaluate(
 
 
 def report(source: StrPath, output: StrPath | None = None) -> Path:
-    """One HTML file from ``scores.json`` or from a trained bundle (its first scored fold).
+    """One HTML file from ``scores.json`` or from a trained bundle: its cross-validation, or its first scored fold.
 
     Raises:
         InputError: there are no scores.
@@ -176,9 +167,7 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     room.write_report(
         scores.read_scores(found),
         target,
-        title=f"{block['name']}, {found.parent.name.replace('_', ' ')}"
-        if block
-        else f"{found.resolve().parent.name}, {found.stem}",
+        title=f"{block['name']}, {_scored(found)}" if block else f"{found.resolve().parent.name}, {found.stem}",
         plan=values,
         reasons=block["reasons"] if block else None,
         log=log,
@@ -279,10 +268,19 @@ def _config_value(root: Path, config: str, key: str) -> Any:
 
 
 def _first_scores(bundle: Path) -> Path:
-    found = sorted(bundle.glob("eval/fold_*/scores.json"))
+    from medunet.training.folds import cross_validation
+
+    pooled = cross_validation(bundle)
+    found = [pooled] if pooled else sorted(bundle.glob("eval/fold_*/scores.json"))
     if not found:
         raise InputError(f"{bundle}: has no scores (eval/fold_*/scores.json); train the bundle or give a scores.json")
     return found[0]
+
+
+def _scored(found: Path) -> str:
+    """What a bundle's scores are of, in words."""
+    name = found.stem if found.parent.name == "eval" else found.parent.name
+    return name.replace("_", " ").replace("cross validation", "cross-validation")
 
 
 def _context(found: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]] | None]:
@@ -293,6 +291,6 @@ def _context(found: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]] |
     log = found.with_name("log.jsonl")
     rows = read_rows(log) if log.is_file() else None
     try:
-        return read_plan(str(found.parents[2])), rows
+        return read_plan(str(found.parents[1 if found.parent.name == "eval" else 2])), rows
     except (BundleError, IndexError):
         return None, rows

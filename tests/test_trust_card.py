@@ -100,7 +100,8 @@ def test_the_sections_come_in_order(bundle: Path) -> None:
     card, _ = card_of(bundle)
     assert re.findall(r"^## (.*)$", card, re.M) == [
         "Intended use", "Out of scope", "Labels", "Data", "Training", "Performance", "Expected Dice of a prediction",
-        "Limits", "Use", "Verify", "The plan, with its reasons", "Files", "Licences", "CLAIM checklist",
+        "Connected components", "Limits", "Use", "Verify", "The plan, with its reasons", "Files", "Licences",
+        "CLAIM checklist",
     ]  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from medunet.trust.archive.strictjson import canonical
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
-def weights_fold(bundle: Path) -> int | None:
-    """The fold that was held out when ``models/model.pt`` was trained; None where nothing tells.
+def weights_fold(bundle: Path) -> int | str | None:
+    """The fold that was held out when ``models/model.pt`` was trained, or ``all`` in turn; None where nothing tells.
 
     The calibration names its weights; without one, a single scored fold is the one.
     """
@@ -31,7 +31,7 @@ def weights_fold(bundle: Path) -> int | None:
         content = json.loads((bundle / QUALITY).read_text(encoding="utf-8"))
         with (bundle / MODEL).open("rb") as file:
             if content["weights"] == Slice.whole(file).sha256():
-                return int(content["fold"])
+                return "all" if content["fold"] == "all" else int(content["fold"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     folds = [int(path.parent.name.removeprefix("fold_")) for path in bundle.glob("eval/fold_[0-9]/scores.json")]
@@ -52,7 +52,7 @@ def summaries(bundle: Path) -> dict[str, bytes]:
     return {name: (bundle / name).read_bytes() for name in (SCORES, DATA) if (bundle / name).is_file()}
 
 
-def provenance(bundle: Path, content: Mapping[str, Any], fold: int | None) -> bytes:
+def provenance(bundle: Path, content: Mapping[str, Any], fold: int | str | None) -> bytes:
     """``provenance.json``: digests of plan and dataset, versions, seed, fold and steps; no names and no dates.
 
     `commit` is medunet's own where it runs from a checkout, else null.

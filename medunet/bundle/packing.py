@@ -22,6 +22,7 @@ from medunet.trust.archive.atomic import atomic_file
 from medunet.trust.archive.manifest import manifest
 from medunet.trust.archive.names import (
     CARD,
+    COMPONENTS,
     DATA,
     MANIFEST,
     METADATA,
@@ -39,7 +40,7 @@ from medunet.trust.archive.weights_file import read_torch, write_safetensors
 from medunet.trust.archive.zipform import measure, write_archive
 from medunet.trust.findings import Finding
 
-_MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY}
+_MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY, COMPONENTS}
 _PRIVATE = "eval"
 _DATASET = re.compile(r'(?m)^dataset_dir: *("(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[^\s#]\S*)')
 _PLAN_PAGE = "## The plan, with its reasons"
@@ -103,7 +104,8 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
     _blank_paths(staging, say)
     before = _write_weights(bundle, staging)
     fold = facts.weights_fold(bundle)
-    _write_quality(bundle, staging, before, say)
+    for name in (QUALITY, COMPONENTS):
+        _write_of_weights(name, bundle, staging, before, say)
     files = {
         **facts.summaries(bundle),
         PROVENANCE: facts.provenance(bundle, content, fold),
@@ -117,7 +119,13 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
 def _metadata(bundle: Path) -> dict[str, Any]:
     from medunet.bundle.writer import read_plan
 
-    region = read_plan(str(bundle)).get("region")
+    plan = read_plan(str(bundle))
+    region, partners = plan.get("region"), plan.get("partners")
+    if partners:
+        raise BundleError(
+            f"{bundle / METADATA}: the plan averages with other bundles ({', '.join(map(str, partners))}), and an "
+            f"archive holds one; set plan partners to []"
+        )
     if isinstance(region, Mapping):
         raise BundleError(
             f"{bundle / METADATA}: the plan looks for its region with another bundle ({region['bundle']}), and an "
@@ -212,9 +220,9 @@ def _not_tensors(state: Any) -> str | None:
     )
 
 
-def _write_quality(bundle: Path, staging: Path, before: str, say: Say) -> None:
-    """Copy the calibration when it is of these weights, naming the file that they are in now."""
-    path = bundle / QUALITY
+def _write_of_weights(name: str, bundle: Path, staging: Path, before: str, say: Say) -> None:
+    """Copy a calibration or rules when they are of these weights, naming the file that those are in now."""
+    path = bundle / name
     if not path.is_file():
         return
     try:
@@ -223,12 +231,12 @@ def _write_quality(bundle: Path, staging: Path, before: str, say: Say) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); remove it or train again") from error
     if not fits:
-        say(f"left out: {QUALITY} (it is of other weights than {MODEL})")
+        say(f"left out: {name} (it is of other weights than {MODEL})")
         return
     with (staging / MODEL).open("rb") as file:
         content["weights"] = Slice.whole(file).sha256()
     try:
-        _put(staging / QUALITY, canonical(content))
+        _put(staging / name, canonical(content))
     except ValueError as error:
         raise BundleError(f"{path}: holds a number that is none ({error}); remove it or train again") from error
 

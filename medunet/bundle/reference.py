@@ -140,17 +140,20 @@ def check_network(root: Path) -> str:
     from monai.bundle import ConfigParser
 
     from medunet.bundle.running import explained, forbid_expressions
+    from medunet.networks.ensemble import Ensemble, members_in
 
     forbid_expressions()
+    with (root / TENSORS).open("rb") as file:
+        found = {name: tensor.shape for name, tensor in read_safetensors(Slice.whole(file)).items()}
     config = root / "configs" / "inference.yaml"
     with explained(config), torch.device("meta"):
         parser = ConfigParser()
         parser.read_config(str(config))
         parser.read_meta(str(root / "configs" / "metadata.json"))
         network = parser.get_parsed_content("network_def")
+        if isinstance(network, Ensemble) and (members := members_in(found)):
+            network.become(f"members.{number}.{key}" for number in range(members) for key in network.state_dict())
         wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    with (root / TENSORS).open("rb") as file:
-        found = {name: tensor.shape for name, tensor in read_safetensors(Slice.whole(file)).items()}
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differing:
         name = differing[0]
@@ -158,7 +161,12 @@ def check_network(root: Path) -> str:
             f"{name}: is {_shape(found.get(name))} in the weights and {_shape(wanted.get(name))} in the network; "
             f"the weights are not of this network, refuse the bundle"
         )
-    return f"{type(network).__name__}: {len(wanted)} keys with the shapes of the weights"
+    return f"{_kind(network)}: {len(wanted)} keys with the shapes of the weights"
+
+
+def _kind(network: Any) -> str:
+    members = list(getattr(network, "members", [network]))
+    return type(members[0]).__name__ + (f" x {len(members)}" if len(members) > 1 else "")
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -17,7 +17,9 @@ from medunet.errors import ResourceError
 if TYPE_CHECKING:
     from medunet.types import StrPath
 
-_PART = ".part-"
+PART = ".part-"
+"""How the names of files begin that are not whole yet."""
+
 _TORCH_FULL = ("file write failed", "unexpected pos", "iostream error")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -32,7 +34,7 @@ def atomic_path(target: StrPath) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(target.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=_PART, suffix=suffix, dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=PART, suffix=suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -105,7 +107,7 @@ def reserve(path: Path) -> None:
 
 def remove_stale(folder: Path, seconds: float = 3600.0) -> None:
     """Remove temporary files below `folder` that a killed run left behind; younger ones may still be written."""
-    for path in folder.rglob(f"{_PART}*"):
+    for path in folder.rglob(f"{PART}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > seconds:
                 path.unlink()

@@ -80,7 +80,7 @@ class Frame:
         """A part of an image's file, as a network sees it when it gets no more; the whole file sets the scale."""
         values = image.values[(slice(None), *(slice(*bounds) for bounds in box))]
         native = image.file.part(box)
-        return NetworkImage(values, Resampling(native, self.grid(native)), image.scales, image.file, box)
+        return NetworkImage(values, Resampling(native, self.grid(native)), image.scales, image.file, box, image.entire)
 
 
 class WholeImage:
@@ -103,18 +103,31 @@ class NetworkImage:
         scales: what becomes of each channel's values.
         file: the grid of the whole file.
         box: where in it `values` are.
+        entire: the image that this is a part of; null: it is all of it.
     """
 
     def __init__(
-        self, values: Tensor, resampling: Resampling, scales: Sequence[Scale | None], file: Grid, box: Box
+        self,
+        values: Tensor,
+        resampling: Resampling,
+        scales: Sequence[Scale | None],
+        file: Grid,
+        box: Box,
+        entire: NetworkImage | None = None,
     ) -> None:
         self.values, self.resampling, self.scales = values, resampling, list(scales)
         self.channels, self.file, self.box = int(values.shape[0]), file, box
+        self._entire = entire
 
     @property
     def grid(self) -> Grid:
         """The network's grid."""
         return self.resampling.target
+
+    @property
+    def entire(self) -> NetworkImage:
+        """All of the file that this is a part of."""
+        return self if self._entire is None else self._entire
 
     @property
     def native(self) -> Grid:

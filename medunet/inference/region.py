@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from torch import nn
 
 from medunet.data.grid import Grid
 from medunet.data.resampling import Box
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
-from medunet.networks import UNet
 from medunet.types import AnyArray
 
 AIR = -500.0
 """HU; what is denser belongs to a body (or to the couch it lies on)."""
 
-_NETWORK = "medunet.networks.UNet"
 _AROUND_A_BODY = 10.0  # mm
 _STEP = 4.0  # mm between the voxels that are looked at for a body
 
@@ -79,31 +75,23 @@ class _Finder:
         self.folder = folder
 
     def __call__(self, image: NetworkImage, device: torch.device) -> AnyArray | None:
+        from medunet.inference.neighbour import seen_by
+
         network, inferer = self._loaded
-        seen = inferer.frame.see(MetaTensor(image.values, affine=torch.from_numpy(np.array(image.native.affine))))
-        (made,) = inferer.segment([inferer.crop(seen, network.to(device))], network)
+        (made,) = inferer.segment([seen_by(inferer, image, network.to(device))], network)
         return bounds_of(made.labels != inferer.values[0])
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, Any]:
-        from medunet.inference.weights import MODEL, load_weights
-        from medunet.inference.windows import WindowInferer
+        from medunet.inference.neighbour import Neighbour
 
-        path = self.folder / "configs" / "metadata.json"
-        if not path.is_file():
+        if not (self.folder / "configs" / "metadata.json").is_file():
             raise BundleError(
                 f"{self.folder}: the plan looks for its region with this bundle, and it is missing; put it there, or "
                 f"predict with --set inferer::region=all"
             )
-        plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
-        definition = dict(plan["network"])
-        target = definition.pop("_target_", "nothing")
-        if target != _NETWORK:  # whoever checked the bundle that is run has not checked what this one would import
-            raise BundleError(f"{path}: its network is {target}; a bundle that tells a region has {_NETWORK}")
-        network = UNet(**definition).eval()
-        load_weights(network, self.folder / MODEL)
-        frame = Frame(plan["orientation"], plan["spacing"], plan["normalization"])
-        return network, WindowInferer(frame, plan["labels"], plan["patch_size"], plan["overlap"], border=plan["border"])
+        other = Neighbour(self.folder, "tells a region")
+        return other.network(), other.inferer()
 
 
 def wider(bounds: AnyArray, grid: Grid, margin: float) -> Box:

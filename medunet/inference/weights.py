@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from medunet.errors import BundleError
+from medunet.errors import BundleError, NetworkError
 
 MODEL = "models/model.pt"
+COMPONENTS = "models/components.json"
+"""Where a bundle keeps rules for components; they hold for the weights of the digest that they name."""
+
 _METADATA = "configs/metadata.json"
 _NO_MATTER = ("output_dir", "device", "save::output_format")
 
@@ -49,7 +52,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     state = read_state(path)
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, NetworkError) as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise BundleError(f"{path}: weights do not fit the plan's network ({first}); plan and train again") from error
 
@@ -72,21 +75,33 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def weights_digest(bundle: Path) -> str:
     """sha256 of a bundle's ``models/model.pt``."""
-    return hashlib.sha256((bundle / MODEL).read_bytes()).hexdigest()
+    return file_digest(bundle / MODEL)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, read a part at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
 
-    A coarser bundle that tells the region counts too.
+    A coarser bundle that tells the region and partners count too.
     """
     digest = hashlib.sha256()
     for name in (MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
-    region = overrides.get("inferer::region", json.loads((bundle / _METADATA).read_bytes())["plan"].get("region"))
-    if isinstance(region, Mapping) and "bundle" in region:
-        for path in (bundle / str(region["bundle"]) / name for name in (MODEL, _METADATA)):
-            digest.update(path.read_bytes() if path.is_file() else b"")
+    digest.update((bundle / COMPONENTS).read_bytes() if (bundle / COMPONENTS).is_file() else b"")
+    plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
+    region = overrides.get("inferer::region", plan.get("region"))
+    others = [str(region["bundle"])] if isinstance(region, Mapping) and "bundle" in region else []
+    others += [str(partner) for partner in overrides.get("inferer::partners", plan.get("partners", ()))]
+    for path in (bundle / other / name for other in others for name in (MODEL, _METADATA)):
+        digest.update(path.read_bytes() if path.is_file() else b"")
     relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     return digest.hexdigest()

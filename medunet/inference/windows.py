@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame, NetworkImage, WholeImage
-from medunet.errors import NetworkError, ResourceError
+from medunet.errors import InputError, NetworkError, ResourceError
 from medunet.inference.backends import NAMES, Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
 from medunet.inference.device import one_thread
+from medunet.inference.partners import Partners
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
 from medunet.inference.region import Region, Rule
@@ -70,6 +72,9 @@ class WindowInferer(Inferer):
         amp: mixed precision on CUDA.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
         bundle_root: converted networks are kept in its ``models/compiled``; null: nowhere.
+        partners: folders of other bundles of the same labels, below `bundle_root` or absolute, whose probabilities are
+            averaged with those of this one on the file's grid.
+        scratch: where a temporary file of all probabilities lies while partners are averaged; null: the system's place.
         region: where windows lie: ``all``; ``body``: over the box of all that is denser than air, in CT; or
             ``{"bundle": PATH, "margin": MM}``: around all that a coarser bundle finds. The rest is background.
 
@@ -95,6 +100,8 @@ class WindowInferer(Inferer):
         backend: str = "torch",
         bundle_root: str | None = None,
         region: Rule = "all",
+        partners: Sequence[str] = (),
+        scratch: str | None = None,
     ) -> None:
         super().__init__()
         self.frame, self.values = frame, list(labels.values())
@@ -104,6 +111,9 @@ class WindowInferer(Inferer):
         self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
         self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
         self.region = Region(region, frame, bundle_root)
+        self.partners = [Path(bundle_root or ".") / str(partner) for partner in partners]
+        options = {"backend": backend, "amp": self.amp, "mirror": bool(self.mirror_axes)}
+        self._partners = Partners(self.partners, labels, None if scratch is None else Path(scratch), options)
         self.importance = importance(self.patch, "constant" if blend == "exact" else blend)
         self.expected = 1
         """How many images like the first are to come: ``auto`` tries more backends for many."""
@@ -139,9 +149,27 @@ class WindowInferer(Inferer):
         network: Callable[..., Tensor],
         sinks: Sequence[Sink | None] = (),
     ) -> list[Segmentation]:
-        """Segment images, each onto its file's grid; their windows share forward passes."""
+        """Segment images, each onto its file's grid; their windows share forward passes, unless there are partners."""
+        sinks = list(sinks) or [None] * len(images)
+        if not self.partners:
+            return self._alone(images, network, sinks)
+        device = device_of(network) if isinstance(network, nn.Module) else torch.device("cpu")
+        made = []
+        for image, sink in zip(images, sinks, strict=True):
+            if isinstance(image, WholeImage):
+                raise InputError("partners see a file's own voxels, and this image was resampled before")
+            own = partial(self._with_sink, image, network)
+            made.append(self._partners.segment(own, image, device, sink))
+        return made
+
+    def _with_sink(self, image: NetworkImage, network: Callable[..., Tensor], sink: Sink) -> Segmentation:
+        return self._alone([image], network, [sink])[0]
+
+    def _alone(
+        self, images: Sequence[NetworkImage | WholeImage], network: Callable[..., Tensor], sinks: Sequence[Sink | None]
+    ) -> list[Segmentation]:
         passages = []
-        for image, sink in zip(images, sinks or [None] * len(images), strict=True):
+        for image, sink in zip(images, sinks, strict=True):
             border, windows = self.windows(image, network)
             weights = self.importance if windows.window == self.patch else torch.ones(windows.window)
             passages.append(Passage(image, border, windows, weights, self.values, sink))

@@ -68,6 +68,8 @@ class Plan:
     overlap: float
     region: Any
     """Where prediction looks: ``all``, ``body``, or around what a coarser bundle finds."""
+    partners: tuple[str, ...]
+    """Other bundles whose probabilities are averaged with this one's in prediction."""
     amp: bool
     memory_estimate: int
     seen: dict[str, Any]
@@ -301,6 +303,7 @@ class _Draft:
             rotation=rotation,
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
             region=self._region(normalization),
+            partners=tuple(self.take("partners", (), "one bundle alone")),
             amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
             memory_estimate=self._memory(network, patch, batch),
             seen={

@@ -60,6 +60,10 @@ def _is_region(value: Any) -> bool:
     return value in ("all", "body")
 
 
+def _are_folders(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(folder, str) and folder for folder in value)
+
+
 SETTINGS: dict[str, Setting] = {
     "dims": Setting("2 or 3", lambda v: v in (2, 3) and not isinstance(v, bool)),
     "orientation": Setting("three axis codes such as RAS", _is_orientation),
@@ -88,6 +92,7 @@ SETTINGS: dict[str, Setting] = {
     "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
     "region": Setting("all, body, or {bundle: PATH, margin: MM}", _is_region),
+    "partners": Setting("a list of folders of other bundles", _are_folders),
     "codes": Setting("a mapping from class names to {type: [VALUE, SCT, MEANING]}", lambda v: isinstance(v, dict)),
     "normalization": _list(
         "one {scheme: zscore} or {scheme: ct, low, high, mean, std} per channel",

@@ -18,6 +18,8 @@ from medunet.inference.weights import load_weights, weights_digest
 from medunet.inference.windows import WindowInferer
 
 MOST_CASES = 40
+CERTAINTY = "certainty.json"
+"""What was seen of a fold's validation cases, beside its scores: all folds together are calibrated from it."""
 
 
 def calibrate(
@@ -31,7 +33,8 @@ def calibrate(
 ) -> None:
     """Write ``models/quality.json``: a calibration per class of the weights that `model` holds, null for too few cases.
 
-    Up to 40 validation cases are segmented, whole and degraded. The file holds numbers alone, no case.
+    Up to 40 validation cases are segmented, whole and degraded. The file holds numbers alone, no case. What they rest
+    on is kept in the fold's private folder.
 
     Args:
         cases: dataset of ``{"image", "label"}`` on the files' own grids.
@@ -56,4 +59,7 @@ def calibrate(
     fitted = {name: Calibration.fit(whole[name], worse[name]) for name in labels}
     classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
     bundle = model.parents[1]
-    write_json(bundle / QUALITY, {"weights": weights_digest(bundle), "fold": fold, "classes": classes})
+    digest = weights_digest(bundle)
+    noted = {"weights": digest, "whole": whole, "worse": worse}
+    write_json(bundle / "eval" / f"fold_{fold}" / CERTAINTY, noted)
+    write_json(bundle / QUALITY, {"weights": digest, "fold": fold, "classes": classes})

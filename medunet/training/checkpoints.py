@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from medunet.data.atomic import write_with
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, read_state
+from medunet.networks.ensemble import members_in
 
 LAST = "models/checkpoint_last.pt"
 
@@ -108,6 +109,8 @@ class Checkpoints:
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         torch.set_rng_state(state["rng"])
+        if members_in(read_state(self.model)) if self.model.is_file() else False:
+            self.best = {"dice": None, "step": 0}  # what was best went into an ensemble; the next validated is
 
 
 def fold_of_checkpoint(bundle: Path) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, read_state
+from medunet.networks.ensemble import member_of, members_in
 from medunet.training.checkpoints import plain
 from medunet.training.log import Log
 
@@ -23,7 +24,8 @@ class InitialWeights:
     """Take over what fits of another bundle's weights when a run starts; a run that is resumed has its own.
 
     Tensors of the same name and shape are taken as they are. Where the classes of both bundles differ, the outputs of
-    those with the same name are taken over and the others keep their random beginning.
+    those with the same name are taken over and the others keep their random beginning. Of an ensemble the first network
+    is taken.
 
     Args:
         bundle: folder of the other bundle; null or empty: begin at random.
@@ -53,12 +55,16 @@ class InitialWeights:
         if self.folder is None:
             return
         own, other = plain(self.network).state_dict(), read_state(self.folder / MODEL)
+        members = members_in(other)
+        if members:
+            other = member_of(other, 0)
         taken = merged(own, other, self.labels, _labels_of(self.folder))
         if not taken:
             raise BundleError(f"{self.folder / MODEL}: no tensor fits this plan's network; plan with the same network")
         for network in (plain(self.network), self.average):
             network.load_state_dict({**own, **{name: values for name, (values, _) in taken.items()}})
-        self.log.say(_told(self.folder, own, taken))
+        source = f"the first of the {members} networks of {self.folder}" if members else str(self.folder)
+        self.log.say(_told(source, own, taken))
 
 
 Taken = dict[str, tuple[Tensor, str]]
@@ -102,10 +108,10 @@ def _labels_of(folder: Path) -> list[str]:
         ) from error
 
 
-def _told(folder: Path, own: Mapping[str, Tensor], taken: Taken) -> str:
+def _told(source: str, own: Mapping[str, Tensor], taken: Taken) -> str:
     new = [name for name in own if name not in taken]
     parts = {words for _, words in taken.values() if words}
-    told = [f"{len(taken)} of {len(own)} tensors are those of {folder}"]
+    told = [f"{len(taken)} of {len(own)} tensors are those of {source}"]
     told += [f"of the outputs {words}" for words in sorted(parts)]
     if new:
         more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""

@@ -18,7 +18,7 @@ from medunet.data.transforms import grid_of
 from medunet.data.volume import write_label
 from medunet.evaluation import metrics, report, scores
 from medunet.training.budget import Budget
-from medunet.training.calibrating import calibrate
+from medunet.training.calibrating import CERTAINTY, calibrate
 from medunet.training.checkpoints import Checkpoints, is_main_process, plain
 from medunet.training.distributed import agree
 from medunet.training.log import Log
@@ -183,7 +183,7 @@ def write_fold(
 def forget_scores(folder: Path) -> None:
     """Remove what an earlier run said of weights that are there no longer; a bundle would be packed with it."""
     if is_main_process():
-        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES):
+        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES, CERTAINTY):
             (folder / name).unlink(missing_ok=True)
 
 

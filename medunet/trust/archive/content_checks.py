@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 
 from medunet.errors import UnsafeError
 from medunet.trust.archive.bundle_files import Contents
-from medunet.trust.archive.names import CARD, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
+from medunet.trust.archive.names import CARD, COMPONENTS, FACTS, METADATA, MODEL, QUALITY, SCORES, TENSORS
 from medunet.trust.archive.strictjson import parse
 from medunet.trust.archive.weights_file import differences, read_safetensors, read_torch
 from medunet.trust.findings import Finding, Level
@@ -117,6 +117,23 @@ def quality(contents: Contents) -> str:
     return f"a calibration for {sum(value is not None for value in classes.values())} of {len(classes)} classes"
 
 
+def components(contents: Contents) -> str:
+    """``components.json``: plain rules and numbers, of these weights."""
+    if COMPONENTS not in contents.members:
+        return "the bundle has no rules for components"
+    content = parse(COMPONENTS, contents.read(COMPONENTS))
+    if not isinstance(content, dict) or set(content) != {"weights", "rules", "evidence"}:
+        raise Failed(f"{COMPONENTS}: is not a list of rules; refuse the bundle")
+    if content["weights"] != contents.members[MODEL].sha256:
+        raise Failed(f"{COMPONENTS}: is of other weights than {MODEL}; pack the bundle again")
+    rules, evidence = content["rules"], content["evidence"]
+    if not isinstance(rules, dict) or not all(_is_rule(rule) for rule in rules.values()):
+        raise Failed(f"{COMPONENTS}: holds what is no rule; refuse the bundle")
+    if not isinstance(evidence, dict) or not all(_is_evidence(value) for value in evidence.values()):
+        raise Failed(f"{COMPONENTS}: holds what is no number of a proof; refuse the bundle")
+    return f"a rule for {len(rules)} of {len(evidence)} classes"
+
+
 def card(contents: Contents) -> str:
     """The numbers of ``docs/README.md`` against those of the files that it is made of."""
     from medunet.trust.card.model_card import check_card, facts_of
@@ -166,6 +183,30 @@ def _is_calibration(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != set(_CALIBRATION):
         return False
     return all(type(value[key]) in ((int, float) if kind is float else (kind,)) for key, kind in _CALIBRATION.items())
+
+
+def _is_rule(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    least = value.get("minimum_mm3", 0)
+    return value == {"largest": True} or (type(least) in (int, float) and 0 < least < math.inf)
+
+
+def _is_evidence(value: Any) -> bool:
+    if not isinstance(value, dict) or not set(value) <= set(_EVIDENCE):
+        return False
+    return all(_EVIDENCE[key](value[key]) for key in value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+_EVIDENCE: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("cases", "tried", "dice_before", "dice_after", "difference"), _is_number),
+    "interval": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+    "rule": _is_rule,
+}
 
 
 def _installed(name: str) -> str | None:

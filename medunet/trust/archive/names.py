@@ -11,12 +11,13 @@ SCORES = "docs/scores.json"
 MODEL = "models/model.pt"
 TENSORS = "models/model.safetensors"
 QUALITY = "models/quality.json"
+COMPONENTS = "models/components.json"
 DATA = "docs/data.json"
 SBOM = "sbom.json"
 PROVENANCE = "provenance.json"
 EXPECTED = "reference/expected.safetensors"
 
-FACTS = (METADATA, SCORES, DATA, QUALITY, "docs/data_license.txt")
+FACTS = (METADATA, SCORES, DATA, QUALITY, COMPONENTS, "docs/data_license.txt")
 """What the numbers of the card come from."""
 
 REQUIRED = ("LICENSE", METADATA, "configs/inference.yaml", CARD, MODEL, TENSORS, MANIFEST, SBOM, PROVENANCE, EXPECTED)
@@ -30,6 +31,7 @@ _ALLOWED = (
     (re.escape(MODEL), "the weights, a plain state dict"),
     (re.escape(TENSORS), "the same weights in a format that cannot hold code"),
     (re.escape(QUALITY), "what the network's certainty has meant on validation cases"),
+    (re.escape(COMPONENTS), "which connected components stay, as cross-validation proved it"),
     (re.escape(MANIFEST), "size and sha256 of every other file"),
     (re.escape(SBOM), "the software the bundle was packed with (CycloneDX)"),
     (re.escape(PROVENANCE), "digests of plan and data, versions, seed, fold, steps"),

@@ -22,7 +22,19 @@ from medunet.trust.findings import Finding
 
 State = Literal["passed", "failed", "not run"]
 
-STATIC = ("members", "form", "manifest", "signature", "audit", "metadata", "versions", "weights", "quality", "card")
+STATIC = (
+    "members",
+    "form",
+    "manifest",
+    "signature",
+    "audit",
+    "metadata",
+    "versions",
+    "weights",
+    "quality",
+    "components",
+    "card",
+)
 """The checks of this room, in their order."""
 
 _GATES = ("members", "form", "manifest", "audit")  # after a failure of one of these nothing further is read
@@ -142,6 +154,7 @@ def _run(bundle: _Bundle, key: Path | None, pinned: bytes | None) -> Verificatio
         "versions": lambda: content_checks.versions(_contents(bundle)),
         "weights": lambda: content_checks.weights(_contents(bundle)),
         "quality": lambda: content_checks.quality(_contents(bundle)),
+        "components": lambda: content_checks.components(_contents(bundle)),
         "card": lambda: content_checks.card(_contents(bundle)),
     }
     checks: list[Check] = []

@@ -30,8 +30,9 @@ Cell = tuple[str, str, str, int]
 def facts_of(root: Path, eval_dir: Path | None) -> dict[str, Any]:
     """What a card is made of, as plain values.
 
-    From ``configs/metadata.json``, ``docs/data_license.txt``, ``models/quality.json`` and the scores and fingerprint in
-    `eval_dir`; without that, from the shipped summaries ``docs/scores.json`` and ``docs/data.json``.
+    From ``configs/metadata.json``, ``docs/data_license.txt``, ``models/quality.json``, ``models/components.json`` and
+    the scores and fingerprint in `eval_dir`; without that, from the shipped summaries ``docs/scores.json`` and
+    ``docs/data.json``.
 
     Raises:
         BundleError: there are no readable metadata.
@@ -53,8 +54,9 @@ def facts_of(root: Path, eval_dir: Path | None) -> dict[str, Any]:
         "labels": _labels(metadata, plan or {}),
         "software": _software(metadata),
         "data": data,
-        "scores": {"folds": scores.get("folds", [])},
+        "scores": {"folds": scores.get("folds", []), "pooled": scores.get("pooled")},
         "quality": _json(root / "models" / "quality.json"),
+        "components": _json(root / "models" / "components.json"),
         "licence": licence.read_text(encoding="utf-8").splitlines() if licence.is_file() else [],
     }
 

@@ -30,7 +30,21 @@ NOT_AVAILABLE = "not available"
 
 def sections(facts: Mapping[str, Any]) -> list[str]:
     """The card, section by section."""
-    parts = (_head, _labels, _data, _training, _performance, _expected, _limits, _use, _plan, _files, _licences, _claim)
+    parts = (
+        _head,
+        _labels,
+        _data,
+        _training,
+        _performance,
+        _expected,
+        _components,
+        _limits,
+        _use,
+        _plan,
+        _files,
+        _licences,
+        _claim,
+    )
     return [part(facts) for part in parts]
 
 
@@ -155,7 +169,10 @@ def _training(facts: Mapping[str, Any]) -> str:
 
 
 def _shipped_fold(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The fold whose training gave the shipped weights, where ``models/quality.json`` says it."""
+    """The fold whose training gave the shipped weights, where ``models/quality.json`` says it; an ensemble has all."""
+    pooled = facts["scores"].get("pooled")
+    if pooled:
+        return [("networks in the ensemble, one per fold", number(len(pooled["of"])))]
     fold = (facts["quality"] or {}).get("fold")
     return [] if fold is None else [("fold of the shipped weights", fold)]
 
@@ -172,6 +189,7 @@ def _performance(facts: Mapping[str, Any]) -> str:
 brackets, its 95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where
 it would rest on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
     ]
+    text += _pooled(facts["scores"].get("pooled"))
     for fold in folds:
         text += [f"### Fold {fold['fold']}", table(("what", "number"), [("validation cases", number(fold["cases"]))])]
         text += [_scores_table(fold)]
@@ -182,6 +200,20 @@ it would rest on one value. `n` counts the values behind the Dice. There was no 
         text += ["By fold, mean over classes:", table(header, rows)]
     text += [f"By sex, age, scanner or site: {NOT_AVAILABLE}; medunet does not record them."]
     return "\n\n".join(text)
+
+
+def _pooled(pooled: Mapping[str, Any] | None) -> list[str]:
+    """The cross-validation of an ensemble."""
+    if not pooled:
+        return []
+    return [
+        "### Cross-validation",
+        """The shipped weights are an ensemble of the networks of all folds. These are the figures of all cases
+together, each scored by the one network that was not trained on it. The ensemble itself has seen every case and has no
+figures of its own: how much better than one network it is on new cases was not measured.""",
+        table(("what", "number"), [("validation cases", number(pooled["cases"]))]),
+        _scores_table(pooled),
+    ]
 
 
 def _details(folds: Sequence[Mapping[str, Any]]) -> str:
@@ -234,6 +266,27 @@ def _expected(facts: Mapping[str, Any]) -> str:
         + "`medunet predict` says which Dice to expect of each class, from how certain the network was. It sorts\n"
         "cases for review and does not measure: a network that is sure of a wrong answer is believed.\n\n"
         + table(("class", "cases behind it", "present in all of them"), rows)
+    )
+
+
+def _components(facts: Mapping[str, Any]) -> str:
+    content = facts["components"] or {}
+    rules, rows = content.get("rules") or {}, []
+    for name in _foreground(facts):
+        if name not in rules:
+            rows.append((name, "every component", *"–" * 4))
+            continue
+        rule, proof = rules[name], content["evidence"][name]
+        words = "the largest alone" if rule.get("largest") else f"those of {number(rule['minimum_mm3'])} mm³ or more"
+        dice = (f"{proof[key]:.3f}" for key in ("dice_before", "dice_after"))
+        low, high = proof["interval"]
+        rows.append((name, words, number(proof["cases"]), *dice, f"{low:.4f} to {high:.4f}"))
+    header = ("class", "what stays", "cases", "Dice without the rule", "with it", "95% interval of the gain")
+    return (
+        "## Connected components\n\n"
+        "A rule stands where cross-validation proved that it helps; what goes becomes background. The figures of\n"
+        "Performance are without rules; Dice here counts a class that is rightly not found as 1.\n\n"
+        + table(header, rows)
     )
 
 

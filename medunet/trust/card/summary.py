@@ -5,6 +5,7 @@ The packer writes them to ``docs/scores.json`` and ``docs/data.json``; the model
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ _OF_THE_PATIENT = ("volume_ml", "reference_volume_ml", "volume_error_ml", "lesio
 def summarise_scores(eval_dir: Path) -> dict[str, Any]:
     """``{"folds": [{"fold", "cases", "weights", "summary", "classes", "training"}]}`` of ``fold_*/scores.json``.
 
-    Volumes and counts of lesions are left out where a fold has fewer than `FEWEST` cases.
+    An ensemble has ``"pooled"`` beside it: all cases of ``cross_validation.json``, where that is of the bundle's
+    ``models/model.pt``, and the folds that it rests on. Volumes and counts of lesions are left out where there are
+    fewer than `FEWEST` cases.
 
     Raises:
         InputError: a scores file cannot be read.
@@ -30,18 +33,33 @@ def summarise_scores(eval_dir: Path) -> dict[str, Any]:
     folds = []
     for path in sorted(eval_dir.glob("fold_*/scores.json"), key=lambda path: _number(path.parent.name)):
         scores = _read(path)
-        cases = len(scores.get("cases", ()))
-        fold = {
-            "fold": _number(path.parent.name),
-            "cases": cases,
-            "weights": scores.get("weights", "unknown"),
-            "summary": _metrics(scores.get("summary", {}), cases),
-            "classes": {name: _metrics(values, cases) for name, values in scores.get("classes", {}).items()},
-        }
-        if "nsd_tolerance_mm" in scores:
-            fold["nsd_tolerance_mm"] = scores["nsd_tolerance_mm"]
+        fold = {"fold": _number(path.parent.name), **_means(scores)}
         folds.append({**fold, "training": _training(path.parent / "log.jsonl", scores.get("best"))})
-    return {"folds": folds}
+    path, model = eval_dir / "cross_validation.json", eval_dir.parent / "models" / "model.pt"
+    pooled = _read(path) if path.is_file() and model.is_file() else {}
+    if not pooled or pooled.get("model") != _sha256(model):
+        return {"folds": folds}
+    return {"folds": folds, "pooled": {"of": [fold["fold"] for fold in pooled["folds"]], **_means(pooled)}}
+
+
+def _means(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scores file says, without its cases."""
+    cases = len(scores.get("cases", ()))
+    means = {
+        "cases": cases,
+        "weights": scores.get("weights", "unknown"),
+        "summary": _metrics(scores.get("summary", {}), cases),
+        "classes": {name: _metrics(values, cases) for name, values in scores.get("classes", {}).items()},
+    }
+    return {**means, **({"nsd_tolerance_mm": scores["nsd_tolerance_mm"]} if "nsd_tolerance_mm" in scores else {})}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def summarise_data(eval_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""All folds of a bundle: which are done, and what they make together once they are.
+
+Each fold leaves ``models/fold_K.pt``, its best averaged weights. Together they are ``models/model.pt``, an ensemble.
+All cases, each scored by the network that was not trained on it, are its cross-validation, and what its calibration and
+its rules for components come of.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medunet.data.atomic import write_json, write_with
+from medunet.data.volume import read_label
+from medunet.errors import BundleError
+from medunet.evaluation import report, scores
+from medunet.evaluation.components import Found, prove
+from medunet.inference.quality import QUALITY, Calibration, Scored
+from medunet.inference.weights import COMPONENTS, MODEL, file_digest, read_state, weights_digest
+from medunet.networks.ensemble import joined
+from medunet.training.calibrating import CERTAINTY
+
+CROSS_VALIDATION = "eval/cross_validation.json"
+
+_RECORD = "eval/folds.json"
+_METADATA = "configs/metadata.json"
+
+
+def fold_weights(bundle: Path, fold: int) -> Path:
+    """Where a fold's best weights are kept."""
+    return bundle / "models" / f"fold_{fold}.pt"
+
+
+def begin(bundle: Path) -> set[int]:
+    """Begin a run over all folds: nothing is done, and what an earlier one left is removed."""
+    _take_apart(bundle)
+    for path in (bundle / "models").glob("fold_[0-9]*.pt"):
+        path.unlink()
+    write_json(bundle / _RECORD, {"plan": file_digest(bundle / _METADATA), "done": {}})
+    return set()
+
+
+def resume(bundle: Path) -> set[int]:
+    """The folds that the run over all folds has finished: those whose weights and scores are as it left them.
+
+    Raises:
+        BundleError: there is no such run, or the plan was changed since.
+    """
+    record = _record(bundle)
+    if record is None:
+        raise BundleError(f"{bundle}: has no run over all folds to resume; train --fold all without --resume")
+    if record["plan"] != file_digest(bundle / _METADATA):
+        raise BundleError(f"{bundle / _METADATA}: was changed since the folds were begun; train without --resume")
+    return {int(fold) for fold, left in record["done"].items() if _left(bundle, int(fold)) == left}
+
+
+def keep(bundle: Path, fold: int) -> None:
+    """Keep the weights of a fold that was trained to its end."""
+    write_with(fold_weights(bundle, fold), lambda part: shutil.copyfile(bundle / MODEL, part))
+    record = _record(bundle) or {"plan": file_digest(bundle / _METADATA), "done": {}}
+    record["done"][str(fold)] = _left(bundle, fold)
+    write_json(bundle / _RECORD, record)
+
+
+def part_with(bundle: Path, fold: int, resume: bool) -> None:
+    """Before a single fold is trained: what all folds made together goes, and what is kept of this one.
+
+    The others are left, so that ``--fold all --resume`` can take them. A fold that goes on takes its own weights back.
+    """
+    own = fold_weights(bundle, fold)
+    if resume and own.is_file():
+        write_with(bundle / MODEL, lambda part: shutil.copyfile(own, part))
+    own.unlink(missing_ok=True)
+    _take_apart(bundle)
+
+
+def _take_apart(bundle: Path) -> None:
+    scored = bundle / CROSS_VALIDATION
+    for path in (bundle / COMPONENTS, scored, scored.with_suffix(".csv"), _report(scored)):
+        path.unlink(missing_ok=True)
+
+
+def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any]) -> Path:
+    """Make of all folds one bundle: the ensemble, its cross-validation and report, calibration, rules for components.
+
+    Returns ``eval/cross_validation.json``.
+
+    Raises:
+        BundleError: a fold's weights are missing or cannot be read.
+    """
+    ensemble = joined([read_state(fold_weights(bundle, fold)) for fold in folds])
+    write_with(bundle / MODEL, lambda part: torch.save(ensemble, part))
+    digest, labels = weights_digest(bundle), _foreground(plan["labels"])
+    found = {fold: scores.read_scores(_scores(bundle, fold)) for fold in folds}
+    content = _pooled(found, labels, {"model": digest, "weights": "final"})
+    target = bundle / CROSS_VALIDATION
+    scores.write_scores(target, content)
+    values = {key: value for key, value in plan.items() if key != "reasons"}
+    title = f"{plan['name']}, cross-validation"
+    report.write_report(content, _report(target), title=title, plan=values, reasons=plan["reasons"], base=target.parent)
+    write_json(bundle / QUALITY, {"weights": digest, "fold": "all", "classes": _calibrated(bundle, folds, labels)})
+    rules, evidence = _proved(bundle, content["cases"], labels)
+    write_json(bundle / COMPONENTS, {"weights": digest, "rules": rules, "evidence": evidence})
+    return target
+
+
+def cross_validation(bundle: Path) -> Path | None:
+    """The scores of a bundle's ensemble; None where its weights are others."""
+    path = bundle / CROSS_VALIDATION
+    if not path.is_file() or not (bundle / MODEL).is_file():
+        return None
+    return path if scores.read_scores(path).get("model") == weights_digest(bundle) else None
+
+
+def _pooled(found: Mapping[int, Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any]) -> Any:
+    """``scores.json`` of all cases, and the means of each fold."""
+    cases = [{**case, "fold": fold} for fold, content in found.items() for case in content["cases"]]
+    means = [
+        {
+            "fold": fold,
+            "cases": len(content["cases"]),
+            "summary": {name: values["mean"] for name, values in content["summary"].items()},
+            "classes": {
+                name: {metric: values["mean"] for metric, values in metrics.items()}
+                for name, metrics in content["classes"].items()
+            },
+        }
+        for fold, content in found.items()
+    ]
+    return scores.summarise(cases, labels, {**extra, "folds": means})
+
+
+def _calibrated(bundle: Path, folds: Sequence[int], labels: Mapping[str, int]) -> dict[str, Any]:
+    """A calibration per class from the certainty of each fold's network on the cases it was not trained on."""
+    whole: dict[str, list[Scored]] = {name: [] for name in labels}
+    worse: dict[str, list[Scored]] = {name: [] for name in labels}
+    for fold in folds:
+        content = read_certainty(bundle / "eval" / f"fold_{fold}" / CERTAINTY, fold_weights(bundle, fold))
+        for name in labels:
+            whole[name] += content.get("whole", {}).get(name, [])
+            worse[name] += content.get("worse", {}).get(name, [])
+    fitted = {name: Calibration.fit(whole[name], worse[name]) for name in labels}
+    return {name: None if one is None else one.as_json() for name, one in fitted.items()}
+
+
+def read_certainty(path: Path, weights: Path) -> dict[str, Any]:
+    """What `calibrate` noted of a fold; nothing where it is of other weights."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content if content["weights"] == file_digest(weights) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _proved(
+    bundle: Path, cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rules for components that the predictions of all folds prove, and the numbers behind each class."""
+    found: dict[str, list[Found]] = {name: [] for name in labels}
+    for case in cases:
+        made = _scores(bundle, case["fold"]).with_name("predictions") / f"{case['id']}.nii.gz"
+        prediction, reference = read_label(made), read_label(case["reference"])
+        for name, value in labels.items():
+            arrays = prediction.array[0], reference.array[0].astype(np.int64)
+            found[name].append(Found.of(*arrays, value, reference.grid.voxel_volume))
+    proofs = {name: prove(of_class) for name, of_class in found.items()}
+    rules = {name: dict(rule) for name, (rule, _) in proofs.items() if rule is not None}
+    return rules, {name: numbers for name, (_, numbers) in proofs.items()}
+
+
+def _record(bundle: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((bundle / _RECORD).read_text(encoding="utf-8"))
+        return {"plan": str(content["plan"]), "done": dict(content["done"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _left(bundle: Path, fold: int) -> list[str]:
+    """Digests of what a finished fold leaves."""
+    files = (fold_weights(bundle, fold), _scores(bundle, fold))
+    return [file_digest(path) if path.is_file() else "" for path in files]
+
+
+def _scores(bundle: Path, fold: int) -> Path:
+    return bundle / "eval" / f"fold_{fold}" / "scores.json"
+
+
+def _report(scored: Path) -> Path:
+    return scored.with_name("report.html")
+
+
+def _foreground(labels: Mapping[str, int]) -> dict[str, int]:
+    return {name: int(value) for number, (name, value) in enumerate(labels.items()) if number}
