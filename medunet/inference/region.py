@@ -17,13 +17,12 @@ from medunet.data.grid import Grid
 from medunet.data.resampling import Box
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
-from medunet.networks import UNet
+from medunet.networks import FAMILY
 from medunet.types import AnyArray
 
 AIR = -500.0
 """HU; what is denser belongs to a body (or to the couch it lies on)."""
 
-_NETWORK = "medunet.networks.UNet"
 _AROUND_A_BODY = 10.0  # mm
 _STEP = 4.0  # mm between the voxels that are looked at for a body
 
@@ -98,9 +97,11 @@ class _Finder:
         plan = json.loads(path.read_text(encoding="utf-8"))["plan"]
         definition = dict(plan["network"])
         target = definition.pop("_target_", "nothing")
-        if target != _NETWORK:  # whoever checked the bundle that is run has not checked what this one would import
-            raise BundleError(f"{path}: its network is {target}; a bundle that tells a region has {_NETWORK}")
-        network = UNet(**definition).eval()
+        if target not in FAMILY:  # whoever checked the bundle that is run has not checked what this one would import
+            raise BundleError(
+                f"{path}: its network is {target}; a bundle that tells a region has one of medunet.networks"
+            )
+        network = FAMILY[target](**definition).eval()
         load_weights(network, self.folder / MODEL)
         frame = Frame(plan["orientation"], plan["spacing"], plan["normalization"])
         return network, WindowInferer(frame, plan["labels"], plan["patch_size"], plan["overlap"], border=plan["border"])

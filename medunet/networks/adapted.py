@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from monai.networks import nets
 from torch import Tensor, nn
@@ -241,6 +241,8 @@ class DynUNet(Adapted):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """One tensor, or in training mode the list of all outputs: MONAI stacks them."""
         made = super().forward(x)
+        heads: Any = self.net.heads
+        heads[:] = [x.new_empty(1)] * len(heads)  # MONAI would keep the graph until the next step
         if self.training and self._further and isinstance(made, Tensor):
             return list(made.unbind(1))
         return made

@@ -5,7 +5,7 @@ Architecture after Ronneberger et al. 2015 (doi:10.1007/978-3-319-24574-4_28) an
 convolutions, instance normalisation, leaky ReLU, deep supervision
 (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z). `UNet.of_2015` is the network of 2015 without them. Its
 descendants differ in the blocks of a level (`block`), in what crosses from encoder to decoder (`skip`) and in what lies
-at the bottom (`bottleneck`); their sources are in `residual`, `mednext`, `skips` and `dilated`, and in docs/networks.md.
+at the bottom (`bottleneck`); the modules `residual`, `mednext`, `skips` and `dilated` name their sources.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from medunet.planning import geometry, memory, settings
 from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.memory import NetworkShape
 from medunet.planning.sizes import axes_of
-from medunet.planning.surveyed import PLAIN, Survey, Surveyed
+from medunet.planning.surveyed import PLAIN, Survey, Surveyed, kind_of
 
 DEFAULT_MEMORY = 8_000_000_000
 _BASE_CHANNELS = {"cpu": 16, "cuda": 32}
@@ -364,7 +364,7 @@ class _Draft:
         if isinstance(network, Surveyed):
             axes = network.axes
             self.reasons["network"] = (
-                f"{network.name} as chosen; inputs of multiples of {[axis.step for axis in axes]} from "
+                f"{kind_of(network.definition)} as chosen; inputs of multiples of {[axis.step for axis in axes]} from "
                 f"{[axis.smallest for axis in axes]} on; {network.parameters:,} parameters"
             )
             return {k: v for k, v in network.definition.items() if (k, v) != ("_target_", PLAIN)}
