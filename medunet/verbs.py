@@ -71,9 +71,16 @@ def plan(
 
     indexed, measurements = _examined(dataset, on_problem, progress, allow_gaps)
     data = planning.fingerprint(indexed, measurements)
-    result = planning.plan(data, budget or planning.Budget(), settings)
+    result = planning.plan(data, budget or planning.Budget(), settings, _survey)
     write_bundle(result, indexed, data, Path(bundle))
     return result
+
+
+def _survey(*words: Any) -> Any:
+    """`medunet.networks.survey`, loaded for plans with another network than the plain U-Net only."""
+    from medunet.networks import survey
+
+    return survey(*words)
 
 
 def train(bundle: StrPath, fold: int | str = 0, overrides: Mapping[str, Any] | None = None) -> list[Path]:

@@ -14,11 +14,11 @@ from medunet.data.atomic import json_text, write_text
 from medunet.data.index import Index
 from medunet.errors import BundleError
 from medunet.planning import Fingerprint, Plan, in_words
+from medunet.planning.surveyed import PLAIN, kind_of, outline
 
 CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _PRIVATE = "eval"
-_NETWORK = "medunet.networks.UNet"
 
 
 def write_bundle(plan: Plan, index: Index, fingerprint: Fingerprint, folder: Path) -> None:
@@ -74,7 +74,8 @@ def metadata(plan: Plan) -> dict[str, Any]:
         "required_packages_version": {"medunet": version("medunet"), "pytorch-ignite": version("pytorch-ignite")},
         "name": plan.name,
         "task": f"Segmentation of {_words([n for i, n in enumerate(plan.labels) if i])}",
-        "description": f"A {plan.dims}D U-Net for {_words(plan.channels)} volumes, planned by medunet. Research only.",
+        "description": f"A {plan.dims}D {kind_of(plan.network)} for {_words(plan.channels)} volumes, "
+        "planned by medunet. Research only.",
         "authors": "written by medunet; add yours",
         "copyright": "add yours",
         "intended_use": "Research. Not a medical device.",
@@ -89,7 +90,7 @@ def metadata(plan: Plan) -> dict[str, Any]:
 def plan_block(plan: Plan) -> dict[str, Any]:
     """The plan as it stands in ``metadata.json``; what the configs refer to as ``@_meta_::plan::...``."""
     block = plan.as_json()
-    block["network"] = {"_target_": _NETWORK, **block["network"]}
+    block["network"] = {"_target_": PLAIN, **block["network"]}
     return {**block, "window": list(plan.window), "margin": list(plan.margin), "border": plan.border}
 
 
@@ -153,6 +154,7 @@ def _words(names: Any) -> str:
 def _readme_values(plan: Plan) -> dict[str, Any]:
     return {
         "plan": plan,
+        "kind": kind_of(plan.network),
         "version": version("medunet"),
         "classes": _words([name for number, name in enumerate(plan.labels) if number]),
         "channels": _words(plan.channels),
@@ -163,7 +165,7 @@ def _readme_values(plan: Plan) -> dict[str, Any]:
 def explain(plan: Plan) -> list[dict[str, str]]:
     """A row per number of the plan: key, value and reason as words."""
     block = plan.as_json()
-    block["network"] = {"channels": block["network"]["channels"], "strides": block["network"]["strides"]}
+    block["network"] = outline(block["network"])
     block["memory_estimate"] = f"{block['memory_estimate'] / 1e9:.2f} GB"
     rows = []
     for key, reason in plan.reasons.items():

@@ -73,8 +73,11 @@ class Printer:
         else:
             patch = " x ".join(map(str, result.patch_size))
             spacing = " x ".join(f"{s:g}" for s in result.spacing)
-            self.say(f"{result.name}: {result.dims}D U-Net, {len(result.network['channels'])} levels from "
-                     f"{result.network['channels'][0]} channels")  # fmt: skip
+            from medunet.planning.surveyed import kind_of
+
+            channels = result.network.get("channels")
+            levels = f", {len(channels)} levels from {channels[0]} channels" if channels else ""
+            self.say(f"{result.name}: {result.dims}D {kind_of(result.network)}{levels}")
             self.say(f"  patch {patch} at {spacing} mm, batch {result.batch_size}, "
                      f"about {_bytes(result.memory_estimate)} a step")  # fmt: skip
         self.say(f"wrote {bundle}    next: medunet train {bundle}")

@@ -12,6 +12,7 @@ from medunet.data.atomic import write_text
 from medunet.evaluation import charts
 from medunet.evaluation.pictures import COLOURS, Plane, case_planes
 from medunet.planning import in_words
+from medunet.planning.surveyed import outline
 
 _SHOWN = ("dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "precision", "volume_error_ml", "lesion_sensitivity")
 _HEADINGS = {
@@ -138,7 +139,7 @@ def _plan_rows(plan: Mapping[str, Any], reasons: Mapping[str, str]) -> list[tupl
     for key, reason in reasons.items():
         value = plan.get(key, network.get(key, ""))
         if key == "network":
-            value = {"channels": network.get("channels"), "strides": network.get("strides")}
+            value = outline(network)
         elif key == "memory_estimate":
             value = f"{value / 1e9:.2f} GB"
         rows.append((key.replace("_", " "), in_words(key, value), reason))

@@ -15,23 +15,22 @@ from torch import nn
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, load_weights
-from medunet.networks import Ensemble, UNet
+from medunet.networks import FAMILY, Ensemble
 
 if TYPE_CHECKING:
     from medunet.inference.windows import WindowInferer
 
 _METADATA = "configs/metadata.json"
-_NETWORK = "medunet.networks.UNet"
 
 
 class Neighbour:
     """A bundle's plan, and what it takes to segment with it.
 
-    Whoever checked the bundle that is run has not checked what this one would import: its network is a U-Net of ours.
+    Whoever checked the bundle that is run has not checked what this one would import: its network is one of ours.
 
     Args:
         folder: the other bundle.
-        role: what it does here, for errors: "a bundle that ROLE has medunet.networks.UNet".
+        role: what it does here, for errors: "a bundle that ROLE has one of medunet.networks".
 
     Raises:
         BundleError: it has no plan, or another network.
@@ -45,13 +44,15 @@ class Neighbour:
             self._network = dict(self.plan["network"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{path}: has no plan that can be read ({error}); give a bundle of medunet") from error
-        target = self._network.pop("_target_", "nothing")
-        if target != _NETWORK:
-            raise BundleError(f"{path}: its network is {target}; a bundle that {role} has {_NETWORK}")
+        self._target = str(self._network.pop("_target_", "nothing"))
+        if self._target not in FAMILY:
+            raise BundleError(
+                f"{path}: its network is {self._target}; a bundle that {role} has one of medunet.networks"
+            )
 
     def network(self) -> nn.Module:
         """Its network, or all members of it, with weights."""
-        network = Ensemble(UNet(**self._network)).eval()
+        network = Ensemble(FAMILY[self._target](**self._network)).eval()
         load_weights(network, self.folder / MODEL)
         return network
 

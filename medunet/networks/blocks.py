@@ -23,6 +23,7 @@ _TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTran
 _INSTANCE: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _BATCH: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_AVERAGE: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
@@ -35,11 +36,41 @@ ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
 def convolution(
-    dims: int, inputs: int, outputs: int, kernel: Size, stride: Size | None = None, padding: Padding = "same"
+    dims: int,
+    inputs: int,
+    outputs: int,
+    kernel: Size,
+    stride: Size | None = None,
+    padding: Padding = "same",
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = True,
 ) -> nn.Module:
     """A convolution: spatial size n -> ceil(n / stride) for odd kernels with ``same`` padding; ``valid`` has none."""
-    around = tuple(k // 2 if padding == "same" else 0 for k in kernel)
-    return _CONV[dims](inputs, outputs, kernel, stride or (1,) * dims, around)
+    around = tuple(dilation * (k // 2) if padding == "same" else 0 for k in kernel)
+    return _CONV[dims](inputs, outputs, kernel, stride or (1,) * dims, around, dilation, groups, bias)
+
+
+def dropping(dims: int, dropout: float) -> list[nn.Module]:
+    """A layer that drops whole feature channels, or none."""
+    return [_DROPOUT[dims](dropout)] if dropout else []
+
+
+def pooling(dims: int, stride: Size) -> nn.Module:
+    """Max-pooling of the size of its stride."""
+    return _POOL[dims](stride)
+
+
+def averaging(dims: int, stride: Size) -> nn.Module:
+    """Average-pooling of the size of its stride."""
+    return _AVERAGE[dims](stride)
+
+
+def transposed(dims: int, inputs: int, outputs: int, kernel: Size, stride: Size, groups: int = 1) -> nn.Module:
+    """A transposed convolution: n -> (n - 1) * stride + 1 voxels along an axis of an odd kernel."""
+    around = tuple(k // 2 for k in kernel)
+    return _TRANSPOSED[dims](inputs, outputs, kernel, stride, around, groups=groups)
 
 
 def normalization(name: str, dims: int, channels: int) -> nn.Module:
@@ -66,7 +97,8 @@ def activation(name: str) -> nn.Module:
 class ConvBlock(nn.Sequential):
     """`convs` times convolution -> dropout -> normalisation -> activation.
 
-    The first convolution has the stride, or, ``pooled``, there is max-pooling before it.
+    The first convolution has the stride, or, ``pooled``, there is max-pooling before it. All but the last have `first`
+    channels where it is given.
 
     Shapes: (batch, inputs, *n) -> (batch, outputs, *ceil(n / stride)), less the margins with ``valid`` padding.
     """
@@ -80,6 +112,7 @@ class ConvBlock(nn.Sequential):
         stride: Size,
         *,
         convs: int = 2,
+        first: int | None = None,
         norm: str = "instance",
         act: str = "leaky_relu",
         dropout: float = 0.0,
@@ -93,12 +126,10 @@ class ConvBlock(nn.Sequential):
             layers.append(_POOL[dims](stride))
             stride = (1,) * dims
         for number in range(convs):
-            first = number == 0
-            width = inputs if first else outputs
-            layers.append(convolution(dims, width, outputs, kernel, stride if first else None, padding))
-            if dropout:
-                layers.append(_DROPOUT[dims](dropout))
-            layers += [normalization(norm, dims, outputs), activation(act)]
+            width = outputs if number == convs - 1 else first or outputs
+            layers.append(convolution(dims, inputs, width, kernel, None if number else stride, padding))
+            layers += [*dropping(dims, dropout), normalization(norm, dims, width), activation(act)]
+            inputs = width
         super().__init__(*layers)
 
 
@@ -163,6 +194,18 @@ def per_axis(value: int | Sequence[int], dims: int, name: str) -> Size:
     return sizes
 
 
+def per_level(value: int | Sequence[int], levels: int, name: str) -> list[int]:
+    """A whole number >= 1 per level from one number or a list.
+
+    Raises:
+        NetworkError: the list has another length than `levels`, or a value below 1.
+    """
+    numbers = [value] * levels if isinstance(value, int) else [int(v) for v in value]
+    if len(numbers) != levels or min(numbers, default=1) < 1:
+        raise NetworkError(f"{name} is {numbers}; give a number >= 1, or one for each of {levels} levels")
+    return numbers
+
+
 def init_he(module: nn.Module, negative_slope: float = 0.01) -> None:
     """He initialisation (He et al. 2015, doi:10.1109/ICCV.2015.123) of a convolution; biases are zero."""
     if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
@@ -185,10 +228,15 @@ def init_incoming(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def concatenate(up: Tensor, skip: Tensor) -> Tensor:
-    """Join the up-sampled features and the middle of the skip connection, of equal size, along the channels."""
+def middle_of(skip: Tensor, up: Tensor) -> Tensor:
+    """The middle of a skip connection, as large as the up-sampled features."""
     for axis in range(2, up.ndim):
         surplus = skip.shape[axis] - up.shape[axis]
         if surplus:
             skip = skip.narrow(axis, surplus // 2, up.shape[axis])
-    return torch.cat((up, skip), dim=1)
+    return skip
+
+
+def concatenate(up: Tensor, skip: Tensor) -> Tensor:
+    """Join the up-sampled features and the middle of the skip connection along the channels."""
+    return torch.cat((up, middle_of(skip, up)), dim=1)

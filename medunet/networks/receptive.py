@@ -42,8 +42,10 @@ def tile_halo(network: nn.Module, dims: int, channels: int = 1) -> Halo | None:
     """How many voxels around its results a tile must see; None where there is no bound.
 
     A network without padding gives out only what has seen all that it depends on: its margin. Of any other network the
-    receptive field is measured.
+    receptive field is measured, unless it says that it is ``unbounded``.
     """
+    if getattr(network, "unbounded", False):
+        return None
     margin = output_margin(network, dims)
     if not any(margin):
         return receptive_field(network, dims, channels)

@@ -2,6 +2,7 @@
 
 Training keeps, for every convolution, its input and its output (the normalisation needs it) until the backward pass;
 the estimate adds weights, gradients, the two Adam moments and the loss. A test compares it to a step's real peak.
+Networks other than the plain U-Net are surveyed instead (`medunet.networks.survey`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medunet.planning.sizes import Axis, axes_of, level_sizes
+from medunet.planning.surveyed import Surveyed
 
 _FLOAT = 4  # bytes
 _OPTIMIZER_COPIES = 4  # weight, gradient, two Adam moments
@@ -42,8 +44,10 @@ class NetworkShape:
         return axes_of(self.strides, self.kernel_sizes, self.convs_per_level, self.padding)
 
 
-def parameter_count(net: NetworkShape) -> int:
+def parameter_count(net: NetworkShape | Surveyed) -> int:
     """Learnt numbers of the network with biases and affine normalisation, if any (exact for transposed up-sampling)."""
+    if isinstance(net, Surveyed):
+        return net.parameters
     total, widths = 0, (net.in_channels, *net.channels)
     each = 1 if net.norm == "none" else 3  # bias, normalisation scale and shift
     for level, kernel in enumerate(net.kernel_sizes):
@@ -55,18 +59,21 @@ def parameter_count(net: NetworkShape) -> int:
     return total + sum(net.out_channels * (width + 1) for width in net.channels[: net.deep_supervision + 1])
 
 
-def training_bytes(net: NetworkShape, patch: Sequence[int], batch: int, device: str) -> int:
+def training_bytes(net: NetworkShape | Surveyed, patch: Sequence[int], batch: int, device: str) -> int:
     """Peak bytes of one training step in float32, beyond the interpreter and its libraries."""
     return fixed_bytes(net, device) + batch * sample_bytes(net, patch)
 
 
-def fixed_bytes(net: NetworkShape, device: str) -> int:
+def fixed_bytes(net: NetworkShape | Surveyed, device: str) -> int:
     """Bytes that do not depend on the batch: weights, gradients, optimizer moments, runtime."""
     return _OPTIMIZER_COPIES * _FLOAT * parameter_count(net) + _RUNTIME.get(device, 0)
 
 
-def sample_bytes(net: NetworkShape, patch: Sequence[int]) -> int:
+def sample_bytes(net: NetworkShape | Surveyed, patch: Sequence[int]) -> int:
     """Bytes that one patch of a batch adds to a training step."""
+    if isinstance(net, Surveyed):
+        held, logits = net.held(patch)
+        return int(_ALLOCATOR * (held + _LOSS_COPIES * _FLOAT * logits))
     stored, transient = 0, 0
     down, up = level_sizes(patch, net.strides, net.kernel_sizes, net.convs_per_level, net.padding)
     for level, width in enumerate(net.channels):

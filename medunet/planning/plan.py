@@ -17,6 +17,7 @@ from medunet.planning import geometry, memory, settings
 from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.memory import NetworkShape
 from medunet.planning.sizes import axes_of
+from medunet.planning.surveyed import PLAIN, Survey, Surveyed, kind_of
 
 DEFAULT_MEMORY = 8_000_000_000
 _BASE_CHANNELS = {"cpu": 16, "cuda": 32}
@@ -27,6 +28,12 @@ _BATCH = {("cpu", 3): 4, ("cuda", 3): 4, ("cpu", 2): 12, ("cuda", 2): 32}
 _EPOCHS = {"cpu": 100, "cuda": 250}
 _STEPS = {"cpu": 25, "cuda": 250}
 _SIDES = ("left", "right")
+_STRUCTURE = (
+    "spatial_dims", "in_channels", "out_channels", "channels", "strides", "kernel_sizes", "deep_supervision"
+)  # fmt: skip
+"""The numbers that a plan gives to any network whose signature names them."""
+
+Network = NetworkShape | Surveyed
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Plan:
     def margin(self) -> tuple[int, ...]:
         """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
         net = self.network
+        if net.get("padding", "same") == "same":
+            return (0, 0, 0)
         axes = axes_of(net["strides"], net["kernel_sizes"], net["convs_per_level"], net.get("padding", "same"))
         return (*(axis.margin for axis in axes), *(0,) * (3 - self.dims))
 
@@ -116,14 +125,22 @@ class Plan:
             raise PlanError(f"the plan cannot be read: {error}; write it again with medunet plan") from error
 
 
-def plan(fingerprint: Fingerprint, budget: Budget, chosen: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    fingerprint: Fingerprint,
+    budget: Budget,
+    chosen: Mapping[str, Any] | None = None,
+    survey: Survey | None = None,
+) -> Plan:
     """Make a Plan; values in `chosen` are kept as they are and everything else follows from them.
+
+    `survey` (`medunet.networks.survey`) looks at networks other than the plain U-Net.
 
     Raises:
         PlanError: a chosen value is unknown or does not fit, or nothing fits the memory.
+        NetworkError: the chosen network cannot be built.
     """
     chosen = settings.validate(chosen or {})
-    draft = _Draft(fingerprint, budget, dict(chosen))
+    draft = _Draft(fingerprint, budget, dict(chosen), survey)
     frame = draft.frame()
     network, patch, batch = draft.fit(frame)
     return draft.finish(frame, network, patch, batch)
@@ -132,8 +149,10 @@ def plan(fingerprint: Fingerprint, budget: Budget, chosen: Mapping[str, Any] | N
 class _Draft:
     """The state while a plan is being made: what was chosen, and the reason of each number so far."""
 
-    def __init__(self, fingerprint: Fingerprint, budget: Budget, chosen: dict[str, Any]) -> None:
-        self.data, self.budget, self.chosen = fingerprint, budget, chosen
+    def __init__(
+        self, fingerprint: Fingerprint, budget: Budget, chosen: dict[str, Any], survey: Survey | None = None
+    ) -> None:
+        self.data, self.budget, self.chosen, self.survey = fingerprint, budget, chosen, survey
         self.reasons: dict[str, str] = {}
 
     def take(self, key: str, value: Any, reason: str) -> Any:
@@ -156,7 +175,7 @@ class _Draft:
         shape = geometry.in_frame(self.data.median_shape_at(geometry.in_world(spacing, orientation)), orientation)
         return geometry.Frame(dims, orientation, spacing, shape)
 
-    def fit(self, frame: geometry.Frame) -> tuple[NetworkShape, tuple[int, ...], int]:
+    def fit(self, frame: geometry.Frame) -> tuple[Network, tuple[int, ...], int]:
         """Shrink the patch until a batch of at least two (one, if the patch was chosen) fits the memory.
 
         Before the patch shrinks, activations are recomputed (`checkpointing`), which takes less memory and more time.
@@ -183,16 +202,19 @@ class _Draft:
         self.reasons.setdefault("patch_size", reason)
         return network, patch, batch
 
-    def _fits(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> bool:
+    def _fits(self, network: Network, patch: tuple[int, ...], batch: int) -> bool:
         return memory.training_bytes(network, patch, batch, self.budget.device) <= self.budget.memory
 
-    def _checkpointed(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> NetworkShape:
-        """The network as it is where a step fits, or else with recomputed activations; as the user says, if at all."""
+    def _checkpointed(self, network: Network, patch: tuple[int, ...], batch: int) -> Network:
+        """The network as it is where a step fits, or else with recomputed activations; as the user says, if at all.
+
+        Networks but the plain U-Net keep what they were measured with.
+        """
         if "checkpointing" in self.chosen:
             self.reasons["checkpointing"] = "chosen by the user"
             return network
         self.reasons.pop("checkpointing", None)
-        if self._fits(network, patch, batch):
+        if isinstance(network, Surveyed) or self._fits(network, patch, batch):
             return network
         need = memory.training_bytes(network, patch, batch, self.budget.device)
         self.reasons["checkpointing"] = (
@@ -215,7 +237,7 @@ class _Draft:
         settings.require_dims(taken, frame.dims)
         return taken, reason
 
-    def _network(self, frame: geometry.Frame, patch: tuple[int, ...]) -> tuple[NetworkShape, tuple[int, ...]]:
+    def _network(self, frame: geometry.Frame, patch: tuple[int, ...]) -> tuple[Network, tuple[int, ...]]:
         """Levels, strides and kernels after nnU-Net; sizes rounded up to the divisor unless chosen."""
         levels = self.take("max_levels", _MAX_LEVELS[self.budget.device], "")
         strides, kernels = geometry.pooling(patch, frame.spacing[: frame.dims], int(levels))
@@ -229,7 +251,7 @@ class _Draft:
         self.reasons.pop("deep_supervision")
         if supervision > max(0, len(strides) - 2):
             raise PlanError(f"deep_supervision={supervision} needs more than the plan's {len(strides)} levels")
-        network = NetworkShape(
+        shape = NetworkShape(
             in_channels=len(self.data.channels),
             out_channels=len(self.data.regions) or len(self.data.labels),
             channels=channels,
@@ -242,17 +264,37 @@ class _Draft:
             downsample=self.chosen.get("downsample", "pooled" if valid else "strided"),
             padding="valid" if valid else "same",
         )
+        network = self._descendant(shape, frame, patch)
         return network, self._fitted(patch, network)
 
-    def _fitted(self, patch: tuple[int, ...], network: NetworkShape) -> tuple[int, ...]:
+    def _descendant(self, shape: NetworkShape, frame: geometry.Frame, patch: tuple[int, ...]) -> Network:
+        """The plain U-Net as it is; any other network is built and looked at."""
+        definition = dict(self.chosen.get("network", {"_target_": PLAIN}))
+        facts = {"spatial_dims": frame.dims, **asdict(shape)}
+        given = {key: self.chosen[key] for key in settings.ARGUMENTS if key in self.chosen}
+        if definition["_target_"] == PLAIN:
+            special = {k: _levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED}
+            if not special and len(definition) == 1:
+                return shape
+            definition = {"_target_": PLAIN, **self._arguments(shape, frame), **special, **definition}
+        if self.survey is None:
+            raise PlanError(f"a plan with {definition['_target_']} needs a survey; give medunet.networks.survey")
+        structure = {key: facts[key] for key in _STRUCTURE}
+        found = self.survey(definition, {**structure, **given}, patch)
+        settings.require_place(self.chosen, found.accepts, str(definition["_target_"]))
+        return found
+
+    def _fitted(self, patch: tuple[int, ...], network: Network) -> tuple[int, ...]:
         """The patch rounded up to what passes the network; a chosen one must pass as it is."""
         if "patch_size" in self.chosen and network.padding == "valid":
             settings.require_passes(patch, network.axes)
+        elif "patch_size" in self.chosen and isinstance(network, Surveyed):
+            settings.require_near(patch, network.axes, network.name)
         elif "patch_size" in self.chosen:
             settings.require_divisible(patch, [axis.step for axis in network.axes], levels=len(network.strides))
         return tuple(axis.above(n) for axis, n in zip(network.axes, patch, strict=True))
 
-    def _batch(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...]) -> int:
+    def _batch(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...]) -> int:
         """As many patches as the memory takes, at most 5% of the training voxels (nnU-Net) and a cap per device."""
         free = self.budget.memory - memory.fixed_bytes(network, self.budget.device)
         by_memory = int(free // memory.sample_bytes(network, patch))
@@ -264,7 +306,7 @@ class _Draft:
         reason = f"the least of memory ({by_memory}), 5% of the training voxels ({by_data}) and {cap} on this device"
         return int(self.take("batch_size", batch, reason if batch in limits else "the smallest possible"))
 
-    def finish(self, frame: geometry.Frame, network: NetworkShape, patch: tuple[int, ...], batch: int) -> Plan:
+    def finish(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...], batch: int) -> Plan:
         """Everything that follows once network, patch and batch are settled."""
         normalization = self.take("normalization", *_normalization(self.data))
         settings.require_schemes(normalization, [c.name for c in self.data.channels])
@@ -362,18 +404,29 @@ class _Draft:
         )
         return {name: code.as_json() for name, code in codes.items()}
 
-    def _memory(self, network: NetworkShape, patch: tuple[int, ...], batch: int) -> int:
+    def _memory(self, network: Network, patch: tuple[int, ...], batch: int) -> int:
         need = memory.training_bytes(network, patch, batch, self.budget.device)
         self.reasons["memory_estimate"] = f"{need / 1e9:.2f} GB for a training step, of {self._gigabytes()}"
         return need
 
-    def _network_arguments(self, network: NetworkShape, frame: geometry.Frame) -> dict[str, Any]:
-        """The keyword arguments of `medunet.networks.UNet`."""
+    def _network_arguments(self, network: Network, frame: geometry.Frame) -> dict[str, Any]:
+        """The keyword arguments of `medunet.networks.UNet`; of another network with its ``_target_``."""
+        if isinstance(network, Surveyed):
+            axes = network.axes
+            self.reasons["network"] = (
+                f"{kind_of(network.definition)} as chosen; inputs of multiples of {[axis.step for axis in axes]} from "
+                f"{[axis.smallest for axis in axes]} on; {network.parameters:,} parameters"
+            )
+            return {k: v for k, v in network.definition.items() if (k, v) != ("_target_", PLAIN)}
         levels = len(network.channels)
         self.reasons["network"] = (
             f"{levels} levels: an axis is halved while at least 4 voxels remain and while it is not more than twice as "
             f"coarse as the finest (nnU-Net); {memory.parameter_count(network):,} parameters"
         )
+        return self._arguments(network, frame)
+
+    def _arguments(self, network: NetworkShape, frame: geometry.Frame) -> dict[str, Any]:
+        """The arguments of a plain U-Net."""
         arguments = asdict(network)
         arguments["spatial_dims"] = frame.dims
         for key, default in (("activation", "leaky_relu"), ("upsample", "transposed")):
@@ -388,6 +441,14 @@ class _Draft:
         epochs = self.budget.epochs
         self.reasons["epochs"] = "given" if epochs else f"the default on {self.budget.device}"
         return epochs or _EPOCHS[self.budget.device], None
+
+
+def _levels_taken(key: str, value: Any, levels: int) -> Any:
+    """Of a list from full resolution down as many as there are levels, its last number repeated where it is short."""
+    if not isinstance(value, tuple):
+        return value
+    wanted = levels - 1 if key == "decoder_convs" else levels
+    return tuple((value + value[-1:] * wanted)[:wanted])
 
 
 def _normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medunet.errors import PlanError
-from medunet.planning.sizes import Axis
+from medunet.planning.sizes import Axis, nearest
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ def _positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _numbers(rule: str) -> Setting:
+    return Setting(rule, lambda v: _positive_int(v) or (isinstance(v, (list, tuple)) and all(map(_positive_int, v))))
+
+
 def _is_orientation(value: Any) -> bool:
     return isinstance(value, str) and sorted("RLAPSI".find(c) // 2 for c in value) == [0, 1, 2]
 
@@ -82,6 +86,18 @@ SETTINGS: dict[str, Setting] = {
     "padding": _one_of("same", "valid"),
     "dropout_in": _one_of("all", "encoder", "end"),
     "checkpointing": Setting("true or false", lambda v: isinstance(v, bool)),
+    "convs_per_level": _numbers("a whole number from 1, or a list from full resolution down"),
+    "decoder_convs": _numbers("a whole number from 1, or a list from full resolution down"),
+    "expansion": _numbers("a whole number from 1, or a list from full resolution down"),
+    "block": _one_of("plain", "residual", "preactivated", "mednext"),
+    "decoder_block": _one_of("plain", "residual", "preactivated", "mednext"),
+    "skip": _one_of("concat", "attention", "sum", "none"),
+    "bottleneck": _one_of("plain", "dilated"),
+    "widening": _one_of("entering", "leaving"),
+    "network": Setting(
+        "a mapping {_target_: NAME.OF.A.CLASS, ...} with the arguments that the plan does not give",
+        lambda v: isinstance(v, Mapping) and isinstance(v.get("_target_"), str),
+    ),
     "learning_rate": _number(1e-7, 1),
     "weight_decay": _number(0, 1),
     "warmup_steps": _whole(0, 100_000),
@@ -100,6 +116,18 @@ SETTINGS: dict[str, Setting] = {
         range(1, 65),
     ),
 }
+LEVELS = ("base_channels", "max_levels", "max_channels")
+"""What the plan makes ``channels`` and ``strides`` of."""
+UNSURVEYED = (
+    "deep_supervision", "norm", "activation", "upsample", "dropout", "downsample", "padding", "dropout_in",
+    "checkpointing",
+)  # fmt: skip
+"""Arguments of a network that the plan's own arithmetic covers."""
+SURVEYED = (
+    "convs_per_level", "decoder_convs", "expansion", "block", "decoder_block", "skip", "bottleneck", "widening"
+)  # fmt: skip
+"""Arguments that make of a U-Net one of its descendants, which must be built to be measured."""
+ARGUMENTS = ("base_channels", *UNSURVEYED, *SURVEYED)
 BUDGET = ("memory", "device", "minutes", "epochs")
 """Keys that an overlay may hold beside the settings; they are options of ``medunet plan``."""
 
@@ -137,6 +165,23 @@ def require_divisible(patch: Sequence[int], divisor: Sequence[int], *, levels: i
         raise PlanError(
             f"plan setting patch_size={list(patch)} does not fit; with {levels} levels each size must be divisible by "
             f"{list(divisor)}, the nearest valid value is {nearest}"
+        )
+
+
+def require_place(chosen: Mapping[str, Any], accepts: frozenset[str], target: str) -> None:
+    """Raise a PlanError unless every chosen number of the network is one that the network `target` takes."""
+    for key in (*LEVELS, *UNSURVEYED, *SURVEYED):
+        if key in chosen and key not in accepts and not (key in LEVELS and "channels" in accepts):
+            raise PlanError(f"plan setting {key} has no place in {target}; leave it out")
+
+
+def require_near(patch: Sequence[int], axes: Sequence[Axis], name: str) -> None:
+    """Raise a PlanError that names the nearest valid patch unless `patch` passes the network called `name`."""
+    if not all(axis.fits(n) for axis, n in zip(axes, patch, strict=True)):
+        raise PlanError(
+            f"plan setting patch_size={list(patch)} does not fit; {name} takes multiples of "
+            f"{[axis.step for axis in axes]} from {[axis.smallest for axis in axes]} on, the nearest valid value is "
+            f"{list(nearest(axes, patch))}"
         )
 
 

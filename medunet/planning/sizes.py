@@ -82,6 +82,12 @@ def level_sizes(
     return down, up[::-1]
 
 
+def nearest(axes: Sequence[Axis], size: Sequence[int]) -> Size:
+    """The input closest to `size` that passes; a tie goes to the larger."""
+    pairs = [(axis.below(n), axis.above(n), n) for axis, n in zip(axes, size, strict=True)]
+    return tuple(below if n - below < above - n and below <= n else above for below, above, n in pairs)
+
+
 def nearest_valid_size(size: Sequence[int], divisor: Sequence[int]) -> Size:
     """The multiples of `divisor` (at least one) closest to `size`; a tie goes to the larger.
 

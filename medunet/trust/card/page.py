@@ -79,9 +79,10 @@ def _foreground(facts: Mapping[str, Any]) -> list[str]:
 def _head(facts: Mapping[str, Any]) -> str:
     plan = facts["plan"]
     classes, channels = _words(_foreground(facts)), _words(plan.get("channels", ()))
+    kind = f"{plan.get('dims', '?')}D {_kind(plan.get('network'))}"
     return f"""# {_cell(facts["name"])}: model card
 
-A {plan.get("dims", "?")}D U-Net that segments {_cell(classes)} in {_cell(channels)}. Version {_cell(facts["version"])}.
+A {kind} that segments {_cell(classes)} in {_cell(channels)}. Version {_cell(facts["version"])}.
 
 **Not a medical device.** No authority has cleared or certified it. It is for research; whoever uses its results answers
 for checking them.
@@ -345,7 +346,9 @@ def _plan(facts: Mapping[str, Any]) -> str:
 
 def _plain(key: str, value: Any) -> str:
     if key == "network" and isinstance(value, Mapping):
-        return f"features {_plain('', value.get('channels'))}; strides {_plain('', value.get('strides'))}"
+        levels = f"features {_plain('', value.get('channels'))}; strides {_plain('', value.get('strides'))}"
+        kind = _kind(value)
+        return levels if kind == "U-Net" else f"{kind}; {levels}" if "channels" in value else kind
     if key == "codes":
         return "see Labels"
     if key == "memory_estimate":
@@ -355,6 +358,12 @@ def _plain(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_plain("", item) for item in value) + "]"
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _kind(network: Any) -> str:
+    target = str(network.get("_target_", "")) if isinstance(network, Mapping) else ""
+    kind = target.rsplit(".", 1)[-1]
+    return "U-Net" if kind in ("", "UNet") else _cell(kind)
 
 
 def _files(facts: Mapping[str, Any]) -> str:
