@@ -15,7 +15,7 @@ from medunet.data.atomic import write_json, write_text
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
 from medunet.data.index import Index, read_index
-from medunet.data.volume import read_label, stem_of, suffix_of
+from medunet.data.volume import aligned, read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
 from medunet.types import FloatArray, IntArray
@@ -165,7 +165,9 @@ def _pairs_of(
 def _score_pair(
     case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, int], tolerance: float
 ) -> dict[str, Any]:
-    prediction, reference = read_label(prediction_path), read_label(reference_path)
+    prediction = read_label(prediction_path)
+    reference = aligned(read_label(reference_path), prediction)
+    prediction = aligned(prediction, reference)
     prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
     paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
     arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
