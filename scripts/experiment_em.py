@@ -49,6 +49,7 @@ MEASURES: dict[str, tuple[Callable[[Any, Any], float], str]] = {
 
 def write_list(data: Path, folder: Path) -> Path:
     """A datalist of the training slices; those held out are fold 0."""
+
     def row(number: int, **more: Any) -> dict[str, Any]:
         names = {kind: str((data / f"{kind}s" / f"{number:02d}.png").resolve()) for kind in ("image", "label")}
         return {"id": f"slice_{number:02d}", **names, **more}

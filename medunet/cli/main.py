@@ -126,7 +126,9 @@ def predict(
         list[str], typer.Argument(metavar="INPUT...", help="volumes, DICOM, folders of either, or @list.txt")
     ],
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="write label maps here")],
-    output_format: Annotated[str, typer.Option("--format", help="nifti, dicom-seg or rtstruct")] = "nifti",
+    output_format: Annotated[
+        str, typer.Option("--format", help="nifti; dicom-seg or rtstruct for DICOM; tiff or png for pictures")
+    ] = "nifti",
     labelmap: Annotated[
         bool, typer.Option("--labelmap", help="dicom-seg as a label map; fewer viewers read it")
     ] = False,
@@ -143,7 +145,7 @@ def predict(
     """Segment volumes, each onto its own grid."""
     from medunet import verbs
 
-    options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
+    options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct", "tiff", "png"))
     options.one_of("--backend", backend, ("auto", "torch", "openvino", "onnx"))
     overrides = options.predict_options(device, backend, overlap, mirror) | options.save_options(
         output_format, labelmap
@@ -164,11 +166,12 @@ def evaluate(
     references: Annotated[Path, typer.Argument(metavar="REFERENCES", help="folder of label maps, or a dataset")],
     output: Annotated[Path, typer.Option("-o", metavar="scores.json", help="write scores here, and a CSV beside it")],
     labels: Annotated[str | None, typer.Option("--labels", metavar="NAME=ID,...", help="classes to score")] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="both are maps of numbered objects")] = False,
 ) -> None:
     """Score label maps against references."""
     from medunet import verbs
 
-    verbs.evaluate(predictions, references, output, options.labels(labels))
+    verbs.evaluate(predictions, references, output, options.labels(labels), instances=instances)
     state.scores(output)
 
 

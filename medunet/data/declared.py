@@ -30,10 +30,10 @@ def settle(index: Index, facts: Mapping[str, Any]) -> Index:
     grey = index.channels == pictures.GREY or (not index.channels and _all_grey(index))
     if kind is None and not grey:
         return index
-    change = {side: tuple(_case(case, kind, grey) for case in getattr(index, side)) for side in ("training", "test")}
+    training, test = (tuple(_case(case, kind, grey) for case in side) for side in (index.training, index.test))
     labels = index.labels if kind is None else _labels(index.labels, kind)
     channels = pictures.GREY if grey else index.channels
-    return replace(index, channels=channels, labels=labels, **change)
+    return replace(index, channels=channels, labels=labels, training=training, test=test)
 
 
 def as_grey(source: str) -> str:
@@ -49,7 +49,9 @@ def _kind(index: Index, declared: Any) -> str | None:
     own = {_option(case.label) for case in (*index.training, *index.test) if case.label}
     if declared in (None, False):
         if len(own) > 1:
-            raise DatasetError(f"{index.root}: some labels have #instances= and others not, or another; give all the same")
+            raise DatasetError(
+                f"{index.root}: some labels have #instances= and others not, or another; give all the same"
+            )
         return own.pop() if own else None
     kind = KINDS[0] if declared is True else str(declared)
     if kind not in KINDS or not own <= {None, kind}:

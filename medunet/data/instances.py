@@ -15,18 +15,18 @@ KINDS = ("apart", "border")
 _NEAR = 2.0  # voxels that a border may be away from the object that it is given to
 
 
-def classes_of(instances: IntArray, kind: str) -> IntArray:
+def classes_of(instances: IntArray, kind: str, name: str = "instances") -> IntArray:
     """The classes of a map of objects: ``apart``: 1 in objects; ``border``: 2 where two objects touch as well.
 
-    Shapes: (x, y, z) -> uint8, the same.
+    Shapes: (x, y, z) -> uint8, the same. `name` is what an error calls the map.
 
     Raises:
         InputError: the kind is not known, or an object has a number below 0.
     """
     if kind not in KINDS:
-        raise InputError(f"instances={kind} is not known; give {' or '.join(KINDS)}")
+        raise InputError(f"{name}: instances={kind} is not known; give {' or '.join(KINDS)}")
     if instances.size and instances.min() < 0:
-        raise InputError(f"an instance map holds {instances.min()}; give 0 for background and positive numbers")
+        raise InputError(f"{name}: an instance map holds {instances.min()}; give 0 for background and positive numbers")
     return separate(instances) if kind == "apart" else bordered(instances)
 
 
@@ -80,4 +80,5 @@ def numbered(labels: IntArray, cell: int, border: int | None = None) -> IntArray
             away, nearest = ndimage.distance_transform_edt(~mask, return_indices=True)
             chosen = wanted & (away <= _NEAR)
             parts[chosen] = parts[tuple(places[chosen] for places in nearest)]
-    return parts[..., None] if flat else parts
+    result: IntArray = parts[..., None] if flat else parts
+    return result

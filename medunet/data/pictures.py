@@ -7,8 +7,10 @@ out and alpha that varies is refused, one bit becomes 0 and 255. Large TIFF is u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ def read_picture(path: Path, *, indices: bool = False, grey: bool = False) -> Pi
     if _is_tiff(path):
         return _read_tiff(path, indices, grey)
     with _opened(path) as image:
-        _require_plausible(path, *image.size, len(image.getbands()) * (2 if "16" in image.mode else 1))
+        columns, rows = image.size
+        _require_plausible(path, columns, rows, len(image.getbands()) * (2 if "16" in image.mode else 1))
         spacing = _dots(image)
         pixels = _pixels(image, path, indices)
     array = _without_alpha(pixels, path) if image.mode in _ALPHA_MODES or pixels.shape[-1] in (2, 4) else pixels
@@ -98,8 +101,10 @@ def luma(colours: AnyArray) -> AnyArray:
     if colours.dtype.kind == "f":
         weights = np.array(_LUMA, np.float64) / 65536
         return (colours @ weights)[..., None].astype(colours.dtype)
-    total = sum(colours[..., n].astype(np.int64) * weight for n, weight in enumerate(_LUMA))
-    return ((total + 32768) >> 16).astype(colours.dtype)[..., None]
+    total = np.full(colours.shape[:-1], 32768, np.int64)
+    for number, weight in enumerate(_LUMA):
+        total += colours[..., number].astype(np.int64) * weight
+    return (total >> 16).astype(colours.dtype)[..., None]
 
 
 def write_picture(path: Path, labels: IntArray, spacing: tuple[float, float] | None) -> None:
@@ -208,29 +213,18 @@ def _by_pillow(tiff: Tiff, indices: bool, grey: bool) -> Picture:
 # ---- PNG, JPEG, BMP
 
 
-class _Opened:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """A picture opened by what it begins with; Pillow's own limit of pixels is not asked, ours is."""
-
-    def __init__(self, path: Path) -> None:
-        from importlib import import_module
-
-        with path.open("rb") as file:
-            start = file.read(8)
-        if not start:
-            raise InputError(f"{path}: is an empty file; copy it again from its source")
-        found = next((names for magic, names in _BY_MAGIC.items() if start.startswith(magic)), None)
-        if found is None:
-            raise InputError(f"{path}: does not begin as a PNG, JPEG, BMP or TIFF file; copy it again or convert it")
-        self.image = getattr(import_module(f"PIL.{found[0]}"), found[1])(path)
-
-    def __enter__(self) -> Any:
-        return self.image
-
-    def __exit__(self, *_: object) -> None:
-        self.image.close()
-
-
-_opened = _Opened
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        raise InputError(f"{path}: is an empty file; copy it again from its source")
+    found = next((names for magic, names in _BY_MAGIC.items() if start.startswith(magic)), None)
+    if found is None:
+        raise InputError(f"{path}: does not begin as a PNG, JPEG, BMP or TIFF file; copy it again or convert it")
+    with getattr(import_module(f"PIL.{found[0]}"), found[1])(path) as image:
+        yield image
 
 
 def _pixels(image: Any, path: Path, indices: bool) -> AnyArray:
@@ -266,7 +260,9 @@ def _without_alpha(pixels: AnyArray, path: Path) -> AnyArray:
 
 
 def _varying_alpha(path: Path) -> InputError:
-    return InputError(f"{path}: its transparency (alpha) varies, so its colours are not all there; save it without alpha")
+    return InputError(
+        f"{path}: its transparency (alpha) varies, so its colours are not all there; save it without alpha"
+    )
 
 
 def _require_plausible(path: Path, columns: int, rows: int, components: int) -> None:
@@ -294,4 +290,3 @@ def _dots(image: Any) -> tuple[float, float] | None:
     if dots is None or not all(math.isfinite(float(d)) and float(d) > 0 for d in dots):
         return None
     return 25.4 / float(dots[0]), 25.4 / float(dots[1])
-

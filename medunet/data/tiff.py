@@ -57,12 +57,14 @@ class Tiff:
 
         self.path = path
         with tifffile.TiffFile(path) as file:
-            pages = [page.aspage() for page in file.pages if not page.subfiletype & _REDUCED_OR_MASK]
+            every = [page.aspage() for page in file.pages]
+            pages = [page for page in every if not page.subfiletype & _REDUCED_OR_MASK]
             if not pages:
                 raise InputError(f"{path}: cannot be read, no picture is in it or the file is truncated; copy it again")
             self.spacing = _spacing(pages[0], file.imagej_metadata or {})
             self.byteorder = file.byteorder
             series = file.series[0]
+            self.palette = _palette(pages[0]) if int(pages[0].photometric) == _PALETTE else None
             self._hyperstack = series.asarray() if _in_one(file, series, pages) else None
         self.pages, first = pages, pages[0]
         kinds = sorted({(int(p.imagelength), int(p.imagewidth), int(p.samplesperpixel), str(p.dtype)) for p in pages})
@@ -73,7 +75,6 @@ class Tiff:
         self.samples = int(first.samplesperpixel)
         self.page_is_channel = series.axes == "CYX" and len(pages) > 1
         self.alpha = bool(first.extrasamples) and first.extrasamples[-1] in _ALPHA
-        self.palette = self._palette() if int(first.photometric) == _PALETTE else None
 
     @property
     def hyperstack(self) -> AnyArray | None:
@@ -114,11 +115,6 @@ class Tiff:
                     inverted = int(page.photometric) == _WHITE_IS_ZERO and values.dtype.kind == "u"
                     yield Band(number, first, np.iinfo(values.dtype).max - values if inverted else values)
 
-    def _palette(self) -> AnyArray:
-        """(colours, 3) uint8."""
-        colours = np.asarray(self.pages[0].colormap).T
-        return (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
-
 
 class _Page:
     """The strips or tiles of a page."""
@@ -132,7 +128,7 @@ class _Page:
         self.tiled, self.across = tiled, -(-self.columns // self.wide)
         samples = int(page.samplesperpixel)
         self.planes, self.inside = (samples, 1) if int(page.planarconfig) == 2 and samples > 1 else (1, samples)
-        self.dtype = np.dtype(page.dtype).newbyteorder(byteorder)  # type: ignore[arg-type]
+        self.dtype = np.dtype(page.dtype).newbyteorder(byteorder)
         self.count = -(-self.rows // self.high)
         wanted, got = self.planes * self.count * self.across, len(page.dataoffsets)
         if got < wanted or len(page.databytecounts) < wanted:
@@ -185,12 +181,14 @@ class _Page:
             line = np.frombuffer(raw, np.uint8).reshape(rows, self.wide * size, self.inside)
             planes = np.cumsum(line, axis=1, dtype=np.uint8).reshape(rows, size, self.wide * self.inside)
             joined = np.ascontiguousarray(planes.transpose(0, 2, 1))
-            return joined.view(self.dtype.newbyteorder(">")).reshape(shape)
+            floats: AnyArray = joined.view(self.dtype.newbyteorder(">")).reshape(shape)
+            return floats
         values = np.frombuffer(raw, self.dtype).reshape(shape)
         if int(self.page.predictor) == 2:
             whole = np.dtype(f"u{self.dtype.itemsize}")
             native = values.astype(self.dtype.newbyteorder("="), copy=False).view(whole)
-            return np.cumsum(native, axis=1, dtype=whole).view(self.dtype.newbyteorder("="))
+            summed: AnyArray = np.cumsum(native, axis=1, dtype=whole).view(self.dtype.newbyteorder("="))
+            return summed
         return values
 
     def _tags(self, code: int) -> dict[int, Any]:
@@ -202,7 +200,9 @@ class _Page:
         return tags
 
     def _cut_short(self) -> InputError:
-        return InputError(f"{self.path}: cannot be read, the file is truncated or corrupt; copy it again from its source")
+        return InputError(
+            f"{self.path}: cannot be read, the file is truncated or corrupt; copy it again from its source"
+        )
 
 
 def _by_libtiff(content: bytes, columns: int, rows: int, tags: dict[int, Any]) -> AnyArray:
@@ -242,6 +242,12 @@ def _packed(tag: int, value: Any) -> tuple[int, int, bytes]:
     return (4, 1, struct.pack("<I", value)) if tag in (256, 257, 278, 279) else (3, 1, struct.pack("<H", value))
 
 
+def _palette(page: Any) -> AnyArray:
+    """(colours, 3) uint8; the file's are of 16 bits, though some write 8."""
+    colours = np.asarray(page.colormap).T
+    return (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+
+
 def _in_one(file: Any, series: Any, pages: Sequence[Any]) -> bool:
     """Whether ImageJ keeps several planes behind one page."""
     return bool(file.is_imagej) and len(pages) == 1 and series.size > pages[0].size
@@ -271,7 +277,9 @@ def write_tiff(path: Path, labels: IntArray, spacing: Sequence[float] | None) ->
     import tifffile
 
     columns, rows, pages = labels.shape
-    stated = {} if spacing is None else {"resolution": tuple(10 / s for s in spacing[:2]), "resolutionunit": 3}
+    stated: dict[str, Any] = (
+        {} if spacing is None else {"resolution": tuple(10 / s for s in spacing[:2]), "resolutionunit": 3}
+    )
     with atomic_path(path) as temporary:
         tifffile.imwrite(
             temporary, _tiles(labels), shape=(pages, rows, columns), dtype=labels.dtype, tile=(TILE, TILE),

@@ -1,7 +1,7 @@
 """Volumes from files and label maps to files; every image is (channels, x, y, z) on a Grid in RAS mm.
 
-A 2D picture is a volume with one slice (columns, rows, 1), of 1 mm pixels where it states no size of them, so that nothing
-else knows a special case.
+A 2D picture is a volume with one slice (columns, rows, 1), of 1 mm pixels where it states no size of them, so that
+nothing else knows a special case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medunet.data import pictures
+from medunet.data import instances, pictures
 from medunet.data.atomic import atomic_path
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
@@ -112,7 +112,9 @@ def _grey(path: Path, options: Mapping[str, str]) -> bool:
     """Whether the only thing asked of an image is the one that can be asked, of a picture: grey."""
     if dict(options) != {"channels": "grey"} or suffix_of(path) not in pictures.SUFFIXES:
         asked = "&".join(f"{key}={value}" for key, value in options.items())
-        raise InputError(f"{path}: '{asked}' cannot be asked of it; a picture has channels=grey, a label map instances=...")
+        raise InputError(
+            f"{path}: '{asked}' cannot be asked of it; a picture has channels=grey, a label map instances=..."
+        )
     return True
 
 
@@ -164,7 +166,7 @@ def read_case(paths: Sequence[StrPath]) -> Volume:
 
 
 def read_label(path: StrPath) -> Volume:
-    """A label map as integers (1, x, y, z); with ``PATH#instances=apart`` (or ``border``) the classes of a map of objects.
+    """A label map as integers (1, x, y, z); ``PATH#instances=apart`` (or ``border``): classes of a map of objects.
 
     A picture with a palette holds the palette's numbers.
 
@@ -181,7 +183,7 @@ def read_label(path: StrPath) -> Volume:
             raise InputError(f"{path}: label value {array[wrong][0]:g} is not a whole number; store class numbers")
         array = array.astype(np.int32 if np.abs(array).max() < 2**31 else np.int64)
     if kind is not None:
-        array = _classes(path, array[0], kind)[None]
+        array = instances.classes_of(array[0], kind, str(path))[None]
     return replace(volume, array=array)
 
 
@@ -198,17 +200,8 @@ def _label_volume(path: StrPath) -> tuple[Volume, str | None]:
         return replace(volume, array=_plain(volume.array)), kind
 
 
-def _classes(path: StrPath, objects: IntArray, kind: str) -> IntArray:
-    from medunet.data import instances
-
-    try:
-        return instances.classes_of(objects, kind)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
 def aligned(label: Volume, image: Volume) -> Volume:
-    """A label map on its image's grid, where it is a picture of the same size that does not say how large pixels are."""
+    """A label map on its image's grid, where it is a picture of that size that does not say how large pixels are."""
     if label.stated or label.grid.shape != image.grid.shape:
         return label
     return replace(label, grid=image.grid)

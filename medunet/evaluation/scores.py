@@ -17,6 +17,7 @@ from medunet.data.grid import Grid
 from medunet.data.index import Index, read_index
 from medunet.data.volume import aligned, read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
+from medunet.evaluation.instances import instance_scores
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
 from medunet.types import FloatArray, IntArray
 
@@ -102,13 +103,19 @@ def _statistics(table: FloatArray, draws: IntArray) -> dict[str, Any]:
 
 
 def evaluate(
-    predictions: Path, references: Path, labels: Mapping[str, int] | None = None, nsd_tolerance: float = NSD_TOLERANCE
+    predictions: Path,
+    references: Path,
+    labels: Mapping[str, int] | None = None,
+    nsd_tolerance: float = NSD_TOLERANCE,
+    *,
+    instances: bool = False,
 ) -> dict[str, Any]:
     """Score a folder (or file) of label maps against references.
 
     References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
     label objects; its cases belong to the predictions that were made from their images. A reference without a
-    prediction, and a pair that cannot be compared, is listed under ``failed``.
+    prediction, and a pair that cannot be compared, is listed under ``failed``. With `instances` both number objects:
+    the one class is all of them, under the first name of `labels` (``cell``), with `instance_scores` beside it.
 
     Raises:
         InputError: a folder is missing, or no pair can be compared.
@@ -116,11 +123,14 @@ def evaluate(
     images = _predicted_images(predictions)
     dataset = _dataset(references)
     pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
-    labels = labels or (_foreground(dataset) if dataset else _found_labels(pairs))
+    if instances:
+        labels = {next(iter(labels or {"cell": 1})): 1}
+    else:
+        labels = labels or (_foreground(dataset) if dataset else _found_labels(pairs))
     cases = []
     for case, (prediction_path, reference_path) in pairs.items():
         try:
-            scored = _score_pair(case, prediction_path, reference_path, labels, nsd_tolerance)
+            scored = _score_pair(case, prediction_path, reference_path, labels, nsd_tolerance, instances)
             cases.append({**scored, **images.get(str(prediction_path), {})})
         except MedunetError as error:
             failed.append({"id": case, "message": str(error)})
@@ -163,15 +173,27 @@ def _pairs_of(
 
 
 def _score_pair(
-    case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, int], tolerance: float
+    case: str,
+    prediction_path: Path,
+    reference_path: Path,
+    labels: Mapping[str, int],
+    tolerance: float,
+    instances: bool = False,
 ) -> dict[str, Any]:
+    if instances:
+        reference_path = Source.parse(reference_path).path  # the objects, not the classes that are made of them
     prediction = read_label(prediction_path)
     reference = aligned(read_label(reference_path), prediction)
     prediction = aligned(prediction, reference)
     prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
     paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
-    arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
-    return case_scores(case, *arrays, labels, reference.grid, paths, tolerance)
+    mine, true = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
+    if not instances:
+        return case_scores(case, mine, true, labels, reference.grid, paths, tolerance)
+    masks = (mine != 0).astype(np.int64), (true != 0).astype(np.int64)
+    scored = case_scores(case, *masks, labels, reference.grid, paths, tolerance)
+    scored["classes"][next(iter(labels))].update(instance_scores(mine, true))
+    return scored
 
 
 def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
