@@ -60,7 +60,9 @@ class Tiff:
             every = [page.aspage() for page in file.pages]
             pages = [page for page in every if not page.subfiletype & _REDUCED_OR_MASK]
             if not pages:
-                raise InputError(f"{path}: cannot be read, no picture is in it or the file is truncated; copy it again")
+                raise InputError(
+                    f"{path}: cannot be read, it is truncated or holds no picture; copy it again from its source"
+                )
             self.spacing = _spacing(pages[0], file.imagej_metadata or {})
             self.byteorder = file.byteorder
             series = file.series[0]
