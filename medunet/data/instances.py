@@ -59,7 +59,7 @@ def bordered(instances: IntArray) -> IntArray:
     """
     numbers = instances.astype(np.int64)
     largest = ndimage.maximum_filter(numbers, size=3, mode="nearest")
-    without_background = np.where(numbers == 0, np.iinfo(np.int64).max, numbers)
+    without_background = np.where(numbers == 0, numbers.max(initial=0) + 1, numbers)
     touching = ndimage.minimum_filter(without_background, size=3, mode="nearest") < largest
     return np.where(touching, 2, instances > 0).astype(np.uint8)
 
