@@ -18,6 +18,7 @@ from PIL import Image
 from medunet import verbs
 from medunet.data import spill, tiff
 from medunet.data.volume import read_label
+from medunet.networks import UNet
 from medunet.planning import Budget
 
 WIDE, HIGH = 3000, 2000
@@ -52,10 +53,20 @@ print(json.dumps({"peak": peak, "before": before, "state": results[0].state, "me
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny 2D network for RGB pictures, with random weights that find something."""
-    root = tmp_path_factory.mktemp("pictures")
+def with_random_weights(root: Path) -> Path:
+    """A bundle with a tiny 2D network, planned for the pictures below `root`, that finds something."""
+    settings = {"dims": 2, "base_channels": 4, "max_levels": 3, "patch_size": [256, 256], "batch_size": 1}
+    verbs.plan(root, root / "bundle", Budget(epochs=1), settings)
+    torch.manual_seed(3)
+    plan = json.loads((root / "bundle" / "configs" / "metadata.json").read_text())["plan"]
+    network = UNet(**{key: value for key, value in plan["network"].items() if key != "_target_"})
+    (root / "bundle" / "models").mkdir()
+    torch.save(network.state_dict(), root / "bundle" / "models" / "model.pt")
+    return root / "bundle"
+
+
+def write_dataset(root: Path) -> None:
+    """Two pictures in colours, and what is red in them."""
     draw = np.random.default_rng(0)
     for folder in ("images", "masks"):
         (root / folder).mkdir()
@@ -63,16 +74,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{number}.png")
         Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(root / "masks" / f"{number}.png")
-    settings = {"dims": 2, "base_channels": 4, "max_levels": 3, "patch_size": [256, 256], "batch_size": 1}
-    verbs.plan(root, root / "bundle", Budget(epochs=1), settings)
-    from medunet.networks import UNet
 
-    torch.manual_seed(3)
-    plan = json.loads((root / "bundle" / "configs" / "metadata.json").read_text())["plan"]
-    network = UNet(**{key: value for key, value in plan["network"].items() if key != "_target_"})
-    (root / "bundle" / "models").mkdir()
-    torch.save(network.state_dict(), root / "bundle" / "models" / "model.pt")
-    return root / "bundle"
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For pictures in three colours."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_dataset(root)
+    return with_random_weights(root)
 
 
 def tiles_of_noise(wide: int, high: int, edge: int) -> Iterator[np.ndarray]:
@@ -145,6 +154,22 @@ def test_png_results_and_what_is_not_a_picture(bundle: Path, tmp_path: Path, pha
     scan = next(phantom_dataset.rglob("imagesTr/*.nii.gz"))
     (result,) = verbs.predict(bundle, [scan], tmp_path / "v", {"save::output_format": "png"})
     assert "is not a picture; png would not keep where its voxels lie" in result.message
+
+
+def test_a_model_of_grey_takes_colours_and_grey(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"channels": ["grey"]}')
+    model = with_random_weights(tmp_path)
+    (tmp_path / "in").mkdir()
+    pixels = next(tiles_of_noise(256, 256, 256))
+    Image.fromarray(pixels).save(tmp_path / "in" / "colour.png")
+    Image.fromarray(pixels).convert("L").save(tmp_path / "in" / "grey.tif")
+    results = verbs.predict(model, [tmp_path / "in"], tmp_path / "out", {"inferer::backend": "torch"})
+    assert [result.state for result in results] == ["done", "done"]
+    colour, grey = (read_label(tmp_path / "out" / result.output).array for result in results)
+    assert np.array_equal(colour, grey)
+    again = verbs.predict(model, [tmp_path / "in"], tmp_path / "out", {"inferer::backend": "torch"})
+    assert [result.state for result in again] == ["already done", "already done"]
 
 
 def peak(bundle: Path, tmp_path: Path, wide: int, high: int) -> int:

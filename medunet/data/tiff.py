@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medunet.data.atomic import atomic_path
+from medunet.data.spill import free_memory
 from medunet.errors import InputError
 from medunet.types import AnyArray, IntArray
 
@@ -132,11 +133,15 @@ class _Page:
         self.planes, self.inside = (samples, 1) if int(page.planarconfig) == 2 and samples > 1 else (1, samples)
         self.dtype = np.dtype(page.dtype).newbyteorder(byteorder)
         self.count = -(-self.rows // self.high)
+        held = self.high * self.columns * samples * self.dtype.itemsize
+        if 3 * held > free_memory():
+            raise InputError(f"{path}: its strips take {held / 1e9:.1f} GB each, too much memory; save it with tiles")
         wanted, got = self.planes * self.count * self.across, len(page.dataoffsets)
         if got < wanted or len(page.databytecounts) < wanted:
             raise InputError(f"{path}: lists {got} segments of {wanted}, the file is corrupt; copy it again")
 
     def bands(self, file: Any) -> Iterator[tuple[int, AnyArray]]:
+        """The first row and the values (rows, columns, components) of each row of segments."""
         for number in range(self.count):
             first = number * self.high
             rows = min(self.high, self.rows - first)

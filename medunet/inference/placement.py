@@ -146,7 +146,7 @@ def _axis_tiles(size: int, window: int, halo: tuple[int, int], divisor: int) -> 
 def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
     """The last axis if it is at least two windows long, so that memory does not grow with the number of slices.
 
-    Otherwise the axis along which a row of windows holds the fewest voxels; of equal ones the later, which is the slower
+    Otherwise the axis along which a row of windows holds the fewest voxels; of equal ones the later, the slower one
     in files.
     """
     last = len(size) - 1
