@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy import ndimage
+from typer.testing import CliRunner
 
 from medunet import verbs
+from medunet.cli.main import app
 from medunet.data.grid import Grid
 from medunet.data.instances import bordered, classes_of, numbered, separate
 from medunet.data.volume import read_label, write_label
 from medunet.errors import InputError
 from medunet.evaluation.instances import instance_scores
+from medunet.inference import SaveLabeld
 from medunet.planning import Budget
 
 Data = Callable[[str], Path]
@@ -152,13 +155,22 @@ def test_from_instances_to_instances(cells: Path, tmp_path: Path, kind: str) -> 
     planned = verbs.plan(cells, tmp_path / "b", Budget(epochs=1), settings)
     assert list(planned.labels) == ["background", "nucleus", *(["border"] if kind == "border" else [])]
     verbs.train(tmp_path / "b", 0, {"quiet": True, "device::name": "cpu"})
-    overrides = {"save::output_format": "png", "save::instances": "nucleus", "inferer::backend": "torch"}
-    results = verbs.predict(tmp_path / "b", [cells / "images"], tmp_path / "out", overrides)
-    assert [result.state for result in results] == ["done"] * 4
+    options = ["--format", "png", "--instances", "nucleus", "--backend", "torch"]
+    command = ["predict", str(tmp_path / "b"), str(cells / "images"), "-o", str(tmp_path / "out"), *options]
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, len(list((tmp_path / "out").glob("*.png")))) == (0, 4), result.output
     scores = verbs.evaluate(tmp_path / "out", cells / "instances", tmp_path / "s.json", instances=True)
     assert scores["classes"]["cell"]["instances"]["mean"] == 4
     assert 0 <= scores["summary"]["instance_f1"]["mean"] <= 1
     assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["classes"]["cell"]["seg"] is not None
+
+
+def test_what_cannot_be_numbered() -> None:
+    labels = {"background": 0, "cell": 1}
+    with pytest.raises(InputError, match="instances 'nucleus' cannot be numbered in nifti; give one of the classes"):
+        SaveLabeld("out", labels, instances="nucleus")
+    with pytest.raises(InputError, match="instances 'cell' cannot be numbered in dicom-seg"):
+        SaveLabeld("out", labels, output_format="dicom-seg", instances="cell")
 
 
 def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path) -> None:

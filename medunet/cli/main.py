@@ -132,6 +132,9 @@ def predict(
     labelmap: Annotated[
         bool, typer.Option("--labelmap", help="dicom-seg as a label map; fewer viewers read it")
     ] = False,
+    instances: Annotated[
+        str | None, typer.Option("--instances", metavar="CLASS", help="number the parts of this class instead")
+    ] = None,
     allow_gaps: AllowGaps = False,
     backend: Annotated[str, typer.Option("--backend", help="auto, torch, openvino or onnx")] = "auto",
     device: Device = "auto",
@@ -148,7 +151,7 @@ def predict(
     options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct", "tiff", "png"))
     options.one_of("--backend", backend, ("auto", "torch", "openvino", "onnx"))
     overrides = options.predict_options(device, backend, overlap, mirror) | options.save_options(
-        output_format, labelmap
+        output_format, labelmap, instances
     )
     results = verbs.predict(
         bundle, inputs, output, overrides,
