@@ -140,18 +140,25 @@ def predict(
 
 
 def evaluate(
-    predictions: StrPath, references: StrPath, output: StrPath, labels: Mapping[str, int | list[int]] | None = None
+    predictions: StrPath,
+    references: StrPath,
+    output: StrPath,
+    labels: Mapping[str, int | list[int]] | None = None,
+    *,
+    instances: bool = False,
 ) -> dict[str, Any]:
     """Score a folder of label maps against a folder of references and write JSON and CSV.
 
     `labels`: the value of each class, or the values of a region; under ``ignore`` that of voxels nobody annotated.
+    With `instances` both are maps of numbered objects: F1 at an IoU of 0.5 and SEG are scored beside the masks of all.
 
     Raises:
         InputError: a folder is missing or nothing matches.
     """
     from medunet.evaluation import scores
 
-    content: dict[str, Any] = scores.evaluate(Path(predictions), Path(references), dict(labels) if labels else None)
+    chosen = dict(labels) if labels else None
+    content: dict[str, Any] = scores.evaluate(Path(predictions), Path(references), chosen, instances=instances)
     scores.write_scores(Path(output), content)
     return content
 

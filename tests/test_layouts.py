@@ -116,9 +116,42 @@ def test_paired_folders_refuse_two_labels_of_an_image(tmp_path: Path) -> None:
     assert messages(index) == ["a: has labels masks/a_mask.png and masks/a_seg.png in masks; keep one"]
 
 
-def test_instance_maps_are_not_labels(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no cases were recognised"):
-        read_index(tree(tmp_path, "images/a.png instances/a.png"))
+def test_a_folder_of_instances_is_trained_on_as_cells_that_stay_apart(tmp_path: Path) -> None:
+    index = read_index(tree(tmp_path, "images/a.png instances/a.png"))
+    assert [(c.images, c.label) for c in index.training] == [(("images/a.png",), "instances/a.png#instances=apart")]
+    assert index.labels == {"background": 0, "cell": 1}
+
+
+def test_instances_and_grey_are_declared_in_a_description(tmp_path: Path) -> None:
+    content = {"channels": ["grey"], "instances": "border", "labels": {"background": 0, "nucleus": 1}}
+    index = read_index(tree(tmp_path, "images/a.png masks/a.png instances/a.png", content))
+    assert index.training[0].images == ("images/a.png#channels=grey",)
+    assert index.training[0].label == "instances/a.png#instances=border"
+    assert (index.channels, index.labels) == (("grey",), {"background": 0, "nucleus": 1, "border": 2})
+
+
+def test_instances_of_a_datalist(tmp_path: Path) -> None:
+    rows = "image,label\na.png#channels=grey,b.png#instances=border\n"
+    index = read_index(datalist(tmp_path, rows))
+    assert (index.channels, index.labels) == (("grey",), {"background": 0, "cell": 1, "border": 2})
+    assert index.training[0].label == "b.png#instances=border"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a.png,b.png#instances=apart\nc.png,d.png", "some labels have #instances= and others not"),
+        ("a.png,b.png#instances=apart\nc.png,d.png#instances=border", "others not, or another"),
+    ],
+)
+def test_instances_that_contradict_each_other(tmp_path: Path, rows: str, words: str) -> None:
+    with pytest.raises(DatasetError, match=words):
+        read_index(datalist(tmp_path, f"image,label\n{rows}\n"))
+
+
+def test_instances_of_an_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="instances 'thin' is not known; give true, apart or border"):
+        read_index(tree(tmp_path, "images/a.png masks/a.png", {"instances": "thin"}))
 
 
 def test_case_folders_with_a_file_per_channel(tmp_path: Path) -> None:

@@ -126,10 +126,15 @@ def predict(
         list[str], typer.Argument(metavar="INPUT...", help="volumes, DICOM, folders of either, or @list.txt")
     ],
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="write label maps here")],
-    output_format: Annotated[str, typer.Option("--format", help="nifti, dicom-seg or rtstruct")] = "nifti",
+    output_format: Annotated[
+        str, typer.Option("--format", help="nifti; dicom-seg or rtstruct for DICOM; tiff or png for pictures")
+    ] = "nifti",
     labelmap: Annotated[
         bool, typer.Option("--labelmap", help="dicom-seg as a label map; fewer viewers read it")
     ] = False,
+    instances: Annotated[
+        str | None, typer.Option("--instances", metavar="CLASS", help="number the parts of this class instead")
+    ] = None,
     allow_gaps: AllowGaps = False,
     backend: Annotated[str, typer.Option("--backend", help="auto, torch, openvino or onnx")] = "auto",
     device: Device = "auto",
@@ -143,10 +148,10 @@ def predict(
     """Segment volumes, each onto its own grid."""
     from medunet import verbs
 
-    options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct"))
+    options.one_of("--format", output_format, ("nifti", "dicom-seg", "rtstruct", "tiff", "png"))
     options.one_of("--backend", backend, ("auto", "torch", "openvino", "onnx"))
     overrides = options.predict_options(device, backend, overlap, mirror) | options.save_options(
-        output_format, labelmap
+        output_format, labelmap, instances
     )
     results = verbs.predict(
         bundle, inputs, output, overrides,
@@ -171,11 +176,12 @@ def evaluate(
             help="classes to score; NAME=1+2 for a region, ignore=ID for voxels nobody annotated",
         ),
     ] = None,
+    instances: Annotated[bool, typer.Option("--instances", help="both are maps of numbered objects")] = False,
 ) -> None:
     """Score label maps against references."""
     from medunet import verbs
 
-    verbs.evaluate(predictions, references, output, options.labels(labels))
+    verbs.evaluate(predictions, references, output, options.labels(labels), instances=instances)
     state.scores(output)
 
 

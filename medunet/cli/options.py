@@ -157,11 +157,13 @@ def predict_options(device: str, backend: str, overlap: float | None, mirror: bo
     return overrides
 
 
-def save_options(output_format: str, labelmap: bool) -> dict[str, Any]:
+def save_options(output_format: str, labelmap: bool, instances: str | None = None) -> dict[str, Any]:
     """MONAI overrides for what a result is written as."""
     if labelmap and output_format != "dicom-seg":
         raise MedunetError(f"--labelmap: {output_format} has no such kind; give --format dicom-seg with it")
     overrides: dict[str, Any] = {} if output_format == "nifti" else {"save::output_format": output_format}
+    if instances is not None:
+        overrides["save::instances"] = instances
     return {**overrides, "save::labelmap": True} if labelmap else overrides
 
 

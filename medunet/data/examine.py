@@ -13,7 +13,7 @@ import numpy as np
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Finding, Index
 from medunet.data.labelling import IGNORE, Declared, in_words, stored_values
-from medunet.data.volume import Volume, read_case, read_label
+from medunet.data.volume import Volume, aligned, read_case, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
 
@@ -98,7 +98,8 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
         note("missing label", "has no label map; add it or remove the case")
         return None
     try:
-        image, label = read_case(images), read_label(label_path)
+        image = read_case(images)
+        label = aligned(read_label(label_path), image)
     except MedunetError as error:
         note("unreadable", str(error))
         return None
@@ -107,6 +108,8 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
     if problem:
         note(*problem)
         return None
+    if not image.stated and not any(finding.kind == "pixel size" for finding in findings):
+        note("pixel size", "does not say how large its pixels are: 1 mm here, as in all such pictures", fatal=False)
     for text in (label.verdict or {}).get("label_notes", []):
         note("label note", text, fatal=False)
     for text in (image.verdict or {}).get("reasons", []):
@@ -234,6 +237,8 @@ def _other_channels(measurement: Measurement, index: Index) -> Finding:
     got, want = len(measurement.intensities), len(index.channels)
     plural = "s" * (got != 1)
     message = f"has {got} channel{plural}, the dataset {want} ({', '.join(index.channels)}); give one per channel"
+    if measurement.shape[2] == 1 and {got, want} == {1, 3}:
+        message += ', or declare "channels": ["grey"] to train on the luma of all'
     return Finding.of(measurement.id, "channels", message)
 
 

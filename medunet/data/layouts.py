@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medunet.data.datalist import listed, read_datalist, relative
+from medunet.data.declared import settle
+from medunet.data.dicom.source import Source
 from medunet.data.index import Case, Finding, Index, read_json
 from medunet.data.labelling import declared
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
@@ -20,16 +22,17 @@ KNOWN = (
     "or DICOM series with SEG or RTSTRUCT objects"
 )
 _LABEL_WORDS = re.compile(r"mask|label|seg|^gt$|^roi$", re.IGNORECASE)
-_LABEL_SUFFIX = re.compile(r"[_-](mask|label|labels|seg|segmentation|gt|roi)$", re.IGNORECASE)
+_LABEL_SUFFIX = re.compile(r"[_-](mask|masks|label|labels|seg|segmentation|gt|roi|instances)$", re.IGNORECASE)
 _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _UNNAMED = "image"
 _TOLD = 3  # reasons that a message gives
 _IMAGES, _LABELS = (
-    ("images", "image", "img", "imagesTr"),
-    ("labels", "label", "masks", "mask", "segmentations", "labelsTr"),
+    ("images", "image", "img", "imgs", "raw", "imagestr"),
+    ("labels", "label", "masks", "mask", "segmentations", "annotations", "gt", "ground_truth", "labelstr"),
 )
+_INSTANCES = ("instances", "instance_maps", "instance_masks")
 
 
 def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
@@ -49,7 +52,7 @@ def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
 
 
 def _may_be_dicom(source: str | None) -> bool:
-    return source is not None and not source.lower().endswith(VOLUME_SUFFIXES)
+    return source is not None and not Source.parse(source).path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _recognised(dataset: Path) -> Index:
@@ -210,12 +213,20 @@ def _entities(path: Path) -> tuple[str, ...]:
 
 
 def _paired(root: Path) -> Index | None:
-    """images/ + labels/ with equal names; _image, _mask, _seg and _label at their ends are overlooked."""
+    """images/ + labels/ (or instances/) with equal names; _image, _mask, _seg and _label at their ends are overlooked.
+
+    A ``dataset.json`` beside them may declare name, channels, labels and instances.
+    """
     folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    content = read_json(root / "dataset.json")
+    facts = dict(content) if isinstance(content, dict) else {}
+    known_as = (*_INSTANCES, *_LABELS) if facts.get("instances") else (*_LABELS, *_INSTANCES)
     images = next((folders[name] for name in _IMAGES if name in folders), None)
-    labels = next((folders[name] for name in _LABELS if name in folders), None)
+    labels = next((folders[name] for name in known_as if name in folders), None)
     if images is None or labels is None:
         return None
+    if labels.name.lower() in _INSTANCES:
+        facts.setdefault("instances", True)
     groups: dict[str, list[str]] = defaultdict(list)
     for path in _volumes(images):
         groups[_IMAGE_SUFFIX.sub("", _key(path, images))].append(path.relative_to(root).as_posix())
@@ -223,7 +234,7 @@ def _paired(root: Path) -> Index | None:
     for path in _volumes(labels):
         known[_LABEL_SUFFIX.sub("", _key(path, labels))].append(path.relative_to(root).as_posix())
     cases, findings = _matched(groups, known, labels.name)
-    return _index(root, "paired folders", {}, cases, (), findings) if cases else None
+    return _index(root, "paired folders", facts, cases, (), findings) if cases else None
 
 
 def _key(path: Path, folder: Path) -> str:
@@ -329,7 +340,7 @@ def _index(
         raise DatasetError(f"{root}: case id {doubled[0]} occurs more than once; give each case its own id or name")
     known = declared(facts.get("labels"), facts.get("regions_class_order"), str(root))
     channels = facts.get("channel_names") or facts.get("modality") or facts.get("channels")
-    return Index(
+    found = Index(
         root=str(root),
         name=str(facts.get("name") or root.name),
         layout=layout,
@@ -343,6 +354,7 @@ def _index(
         regions=known.regions,
         ignore=known.ignore,
     )
+    return settle(found, facts)
 
 
 def _channels(declared: Any, files: int) -> tuple[str, ...]:

@@ -10,11 +10,14 @@ import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
-from medunet.data.volume import Volume, read_case
+from medunet.data.spill import slabs
+from medunet.data.volume import Volume, read_case, read_label
 from medunet.errors import InputError
 
 GEOMETRY = "geometry"
 """Where the meta data of a DICOM volume keeps its geometry verdict."""
+STATED = "stated"
+"""Whether the meta data's grid is what the file says; not so of pictures without a size of their pixels."""
 SOURCES = "sources"
 """Where the meta data keeps the source of each channel; ``filename_or_obj`` is for messages."""
 
@@ -23,7 +26,13 @@ class VolumeReader(ImageReader):
     """Read one file or DICOM series, or one per channel, as (channels, x, y, z) in RAS, in the file's own type.
 
     MONAI falls back to other readers when ``read`` raises; so errors are collected there and raised by ``get_data``.
+
+    Args:
+        label: read label maps (`medunet.data.volume.read_label`).
     """
+
+    def __init__(self, label: bool = False) -> None:
+        self.label = bool(label)
 
     def verify_suffix(self, filename: Any) -> bool:
         """Take every file: what cannot be read is refused here and not guessed elsewhere."""
@@ -33,7 +42,7 @@ class VolumeReader(ImageReader):
         """A Volume and its file names, or the error that reading raised."""
         paths = [str(p) for p in data] if isinstance(data, Sequence) and not isinstance(data, str) else [str(data)]
         try:
-            volume = read_case(paths)
+            volume = read_label(paths[0]) if self.label else read_case(paths)
             require_finite(volume, paths)
             return volume, paths
         except Exception as error:
@@ -56,6 +65,7 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
             MetaKeys.SPACE: SpaceKeys.RAS,
             "filename_or_obj": ";".join(paths),
+            STATED: content.stated,
             SOURCES: json.dumps(paths),  # a text: collating would take lists apart
         }
         if content.verdict is not None:
@@ -67,7 +77,7 @@ def require_finite(volume: Volume, paths: Sequence[str]) -> None:
     """Raise an InputError when a voxel is NaN or infinite."""
     if not np.issubdtype(volume.array.dtype, np.floating):
         return
-    bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in np.moveaxis(volume.array, -1, 0))
+    bad = sum(part.size - int(np.count_nonzero(np.isfinite(part))) for part in slabs(volume.array))
     if bad:
         raise InputError(
             f"{', '.join(paths)}: {bad} of {volume.array.size} voxels are NaN or infinite; "

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from medunet.data.grid import Grid
 from medunet.data.labelling import stored_values
-from medunet.data.reader import VolumeReader
+from medunet.data.reader import STATED, VolumeReader
 from medunet.data.resampling import Box, Resampling, network_grid
+from medunet.data.spill import slabs
 from medunet.errors import InputError
 from medunet.types import AnyArray
 
 Item = dict[Hashable, Any]
-_CHUNK = 4_000_000  # voxels that statistics are computed on at a time
 _MOST_SAMPLED = 1_000_000  # voxels that percentiles are taken of
 
 
@@ -153,7 +153,8 @@ class NetworkImage:
 class LoadVolumed(MapTransform):
     """Load files with medunet's reader as (channels, x, y, z) in RAS, in the file's own type; no other reader steps in.
 
-    Uncompressed NIfTI stays on disk until it is read (memory-mapped).
+    Uncompressed NIfTI stays on disk until it is read (memory-mapped). ``label`` is read as a label map; where it is a
+    picture that does not say how large its pixels are, and as large as ``image``, it lies on the image's grid.
 
     Raises:
         InputError: (at call) a file that cannot be read, or voxels that are not finite.
@@ -161,14 +162,17 @@ class LoadVolumed(MapTransform):
 
     def __init__(self, keys: Sequence[str] = ("image",)) -> None:
         super().__init__(keys)
-        self._reader = VolumeReader()
+        self._readers = {False: VolumeReader(), True: VolumeReader(label=True)}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = dict(data)
         for key in self.keys:
-            array, meta = self._reader.get_data(self._reader.read(item[key]))
+            reader = self._readers[key == "label"]
+            array, meta = reader.get_data(reader.read(item[key]))
             forward = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch has no negative strides
             item[key] = MetaTensor(torch.from_numpy(forward), meta=meta)
+        if {"image", "label"} <= set(self.keys):
+            _align(item["label"], item["image"])
         return item
 
 
@@ -253,6 +257,12 @@ def grid_of(image: MetaTensor) -> Grid:
     return Grid(tuple(int(n) for n in image.shape[-3:]), affine)
 
 
+def _align(label: MetaTensor, image: MetaTensor) -> None:
+    """See `medunet.data.volume.aligned`."""
+    if not label.meta.get(STATED, True) and label.shape[1:] == image.shape[1:]:
+        label.affine = image.affine
+
+
 def without_voxels(image: MetaTensor) -> MetaTensor:
     """What is known of an image, without the memory of its voxels."""
     return MetaTensor(torch.zeros(1).expand(image.shape), affine=image.affine, meta=_meta(image))
@@ -276,18 +286,18 @@ def scale_of(channel: AnyArray, scheme: Mapping[str, Any]) -> Scale | None:
 
 def percentiles(values: AnyArray) -> tuple[float, float]:
     """Percentiles 0.5 and 99.5, of every n-th voxel along each axis where there are more than a million."""
-    step = max(1, int(np.ceil((values.size / _MOST_SAMPLED) ** (1 / 3))))
+    axes = sum(n > 1 for n in values.shape) or 1
+    step = max(1, int(np.ceil((values.size / _MOST_SAMPLED) ** (1 / axes))))
     low, high = np.percentile(values[::step, ::step, ::step], [0.5, 99.5])
     return float(low), float(high)
 
 
 def _moments(values: AnyArray, low: float, high: float) -> tuple[float, float]:
     """Mean and deviation of the values clipped to [low, high], a chunk of planes at a time, in float64."""
-    step = max(1, _CHUNK * values.shape[-1] // values.size)
     total = squares = 0.0
     centre = (low + high) / 2
-    for start in range(0, values.shape[-1], step):
-        chunk = np.clip(values[..., start : start + step].astype(np.float64), low, high) - centre
+    for part in slabs(values):
+        chunk = np.clip(part.astype(np.float64), low, high) - centre
         total += float(chunk.sum())
         squares += float(np.square(chunk, out=chunk).sum())
     mean = total / values.size

@@ -1,6 +1,7 @@
 """Volumes from files and label maps to files; every image is (channels, x, y, z) on a Grid in RAS mm.
 
-A 2D picture is a volume with one slice (columns, rows, 1) and 1 mm pixels, so that nothing else knows a special case.
+A 2D picture is a volume with one slice (columns, rows, 1), of 1 mm pixels where it states no size of them, so that
+nothing else knows a special case.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medunet.data import instances, pictures
 from medunet.data.atomic import atomic_path
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
@@ -30,8 +32,7 @@ _GEOMETRY = (
 )  # fmt: skip
 _NIBABEL = (*_NIFTI, ".mgz", ".mgh")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
-_PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *_PICTURES)
+VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *pictures.SUFFIXES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
 _CUT_SHORT = re.compile(
@@ -41,11 +42,15 @@ _CUT_SHORT = re.compile(
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels (channels, x, y, z) and where they lie; `verdict` is what DICOM geometry was found to be."""
+    """Voxels (channels, x, y, z) and where they lie; `verdict` is what DICOM geometry was found to be.
+
+    `stated` is false for pictures whose file does not say how large a pixel is.
+    """
 
     array: AnyArray
     grid: Grid
     verdict: Mapping[str, Any] | None = None
+    stated: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,28 @@ def read_volume(path: StrPath) -> Volume:
         from medunet.data.dicom.volumes import read_source
 
         return read_source(path)
-    path = Path(path)
+    path, options = _source(path)
     with _readable(path):
-        volume = _reader(path)(path)
-        return Volume(_plain(volume.array), volume.grid)
+        volume = _read_picture(path, grey=_grey(path, options)) if options else _reader(path)(path)
+        return replace(volume, array=_plain(volume.array))
+
+
+def _source(text: StrPath) -> tuple[Path, dict[str, str]]:
+    """A file and what stands behind the ``#`` of its source."""
+    from medunet.data.dicom.source import Source
+
+    source = Source.parse(text)
+    return source.path, dict(source.options)
+
+
+def _grey(path: Path, options: Mapping[str, str]) -> bool:
+    """Whether the only thing asked of an image is the one that can be asked, of a picture: grey."""
+    if dict(options) != {"channels": "grey"} or suffix_of(path) not in pictures.SUFFIXES:
+        asked = "&".join(f"{key}={value}" for key, value in options.items())
+        raise InputError(
+            f"{path}: '{asked}' cannot be asked of it; a picture has channels=grey, a label map instances=..."
+        )
+    return True
 
 
 def read_header(path: StrPath) -> Header:
@@ -106,15 +129,18 @@ def read_header(path: StrPath) -> Header:
         from medunet.data.dicom.volumes import read_series_header
 
         return read_series_header(path)
-    path = Path(path)
+    path, options = _source(path)
     with _readable(path):
         suffix = suffix_of(path)
+        if suffix in pictures.SUFFIXES:
+            header = pictures.read_header(path)
+            components = 1 if options and header.components == 3 and _grey(path, options) else header.components
+            return Header(_picture_grid(header.shape, header.spacing), components)
         if suffix in _NIBABEL:
             return _nibabel_header(_open_nibabel(path))
         if suffix in _ITK:
             return _itk_header(path)
-        volume = _reader(path)(path)
-        return Header(volume.grid, volume.array.shape[0])
+        raise _unknown(path)
 
 
 def read_grid(path: StrPath) -> Grid:
@@ -137,16 +163,18 @@ def read_case(paths: Sequence[StrPath]) -> Volume:
         volume = read_volume(path)
         _require_one_frame(first, volume, str(path), str(paths[0]))
         arrays.append(_onto(volume, first.grid, str(path), str(paths[0])))
-    return Volume(np.concatenate([a.astype(np.float32, copy=False) for a in arrays]), first.grid, first.verdict)
+    return replace(first, array=np.concatenate([a.astype(np.float32, copy=False) for a in arrays]))
 
 
 def read_label(path: StrPath) -> Volume:
-    """A label map as integers (1, x, y, z).
+    """A label map as integers (1, x, y, z); ``PATH#instances=apart`` (or ``border``): classes of a map of objects.
+
+    A picture with a palette holds the palette's numbers.
 
     Raises:
         InputError: as `read_volume`, or several channels, or values that are not whole numbers.
     """
-    volume = read_volume(path)
+    volume, kind = _label_volume(path)
     array = volume.array
     if array.shape[0] != 1:
         raise InputError(f"{path}: has {array.shape[0]} channels, a label map has one; give one value per voxel")
@@ -155,7 +183,29 @@ def read_label(path: StrPath) -> Volume:
         if wrong.any():
             raise InputError(f"{path}: label value {array[wrong][0]:g} is not a whole number; store class numbers")
         array = array.astype(np.int32 if np.abs(array).max() < 2**31 else np.int64)
-    return Volume(array, volume.grid)
+    if kind is not None:
+        array = instances.classes_of(array[0], kind, str(path))[None]
+    return replace(volume, array=array)
+
+
+def _label_volume(path: StrPath) -> tuple[Volume, str | None]:
+    """The voxels of a label source, and the kind of target that its objects are to become."""
+    if _is_dicom(path):
+        return read_volume(path), None
+    file, options = _source(path)
+    kind = options.pop("instances", None)
+    if suffix_of(file) not in pictures.SUFFIXES or options:
+        return read_volume(file if kind else path), kind
+    with _readable(file):
+        volume = _read_picture(file, indices=True)
+        return replace(volume, array=_plain(volume.array)), kind
+
+
+def aligned(label: Volume, image: Volume) -> Volume:
+    """A label map on its image's grid, where it is a picture of that size that does not say how large pixels are."""
+    if label.stated or label.grid.shape != image.grid.shape:
+        return label
+    return replace(label, grid=image.grid)
 
 
 def write_label(path: StrPath, array: IntArray, grid: Grid, like: StrPath | None = None) -> None:
@@ -221,9 +271,13 @@ def _reader(path: Path) -> Callable[[Path], Volume]:
         return _read_nibabel
     if suffix in _ITK:
         return _read_itk
-    if suffix in _PICTURES:
+    if suffix in pictures.SUFFIXES:
         return _read_picture
-    raise InputError(f"{path}: is not a volume that can be read; give one of {', '.join(VOLUME_SUFFIXES)}")
+    raise _unknown(path)
+
+
+def _unknown(path: Path) -> InputError:
+    return InputError(f"{path}: is not a volume that can be read; give one of {', '.join(VOLUME_SUFFIXES)}")
 
 
 @contextmanager
@@ -348,56 +402,14 @@ def _itk_grid(size: Shape, spacing: Sequence[float], direction: Sequence[float],
     return Grid(size, _LPS_TO_RAS @ affine)
 
 
-def _read_picture(path: Path) -> Volume:
-    pages = _tiff(path) if suffix_of(path) in (".tif", ".tiff") else _pil(path)[None]
-    pages = _without_constant_alpha(pages[..., None] if pages.ndim == 3 else pages)
-    volume = np.ascontiguousarray(pages.transpose(3, 2, 1, 0))
-    return Volume(volume, Grid(volume.shape[1:], np.eye(4)))
+def _read_picture(path: Path, indices: bool = False, grey: bool = False) -> Volume:
+    picture = pictures.read_picture(path, indices=indices, grey=grey)
+    return Volume(picture.array, _picture_grid(picture.array.shape[1:], picture.spacing), None, bool(picture.spacing))
 
 
-def _without_constant_alpha(pages: AnyArray) -> AnyArray:
-    """(pages, rows, columns, components) less a last component of grey+alpha or RGBA that carries nothing."""
-    has_alpha = pages.shape[-1] in (2, 4) and (pages[..., -1] == pages[0, 0, 0, -1]).all()
-    return pages[..., :-1] if has_alpha else pages
-
-
-def _tiff(path: Path) -> AnyArray:
-    """(pages, rows, columns) or (pages, rows, columns, components); the pages of a stack are slices, 1 mm apart."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as file:
-        array: AnyArray = file.series[0].asarray()
-        axes = file.series[0].axes
-    if axes in ("SYX", "CYX"):
-        return np.moveaxis(array, 0, -1)[None]
-    if axes in ("YX", "YXS"):
-        return array[None]
-    if axes[1:] not in ("YX", "YXS"):
-        raise InputError(
-            f"{path}: has axes {axes} {array.shape}; give a picture, a stack of pages, or a volume as NIfTI"
-        )
-    return array
-
-
-def _pil(path: Path) -> AnyArray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
-            return _deep_colour(path)
-        if image.mode in ("P", "PA"):
-            return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            return np.asarray(image.convert("RGB"))
-        return np.asarray(image.convert("L") if image.mode == "1" else image)
-
-
-def _deep_colour(path: Path) -> AnyArray:
-    """Colour of 16 bits per component, which Pillow would cut to 8."""
-    import SimpleITK as sitk  # noqa: N813
-
-    array: AnyArray = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    return array
+def _picture_grid(shape: Shape, spacing: tuple[float, float] | None) -> Grid:
+    """Columns, rows and pages; a picture that states no size of its pixels has 1 mm, as have pages among each other."""
+    return Grid.from_spacing(shape, (*(spacing or (1.0, 1.0)), 1.0))
 
 
 def _require_one_frame(first: Volume, other: Volume, name: str, first_name: str) -> None:

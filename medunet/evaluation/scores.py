@@ -16,8 +16,9 @@ from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
 from medunet.data.index import Index, read_index
 from medunet.data.labelling import IGNORE, Values, members
-from medunet.data.volume import read_label, stem_of, suffix_of
+from medunet.data.volume import aligned, read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
+from medunet.evaluation.instances import instance_scores
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
 from medunet.types import FloatArray, IntArray
 
@@ -111,13 +112,16 @@ def evaluate(
     references: Path,
     labels: Mapping[str, Values] | None = None,
     nsd_tolerance: float = NSD_TOLERANCE,
+    *,
+    instances: bool = False,
 ) -> dict[str, Any]:
     """Score a folder (or file) of label maps against references.
 
     References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
     label objects; its cases belong to the predictions that were made from their images. A reference without a
     prediction, and a pair that cannot be compared, is listed under ``failed``. Voxels with the value that `labels`
-    gives for ``ignore``, or else the dataset, count nowhere.
+    gives for ``ignore``, or else the dataset, count nowhere. With `instances` both number objects: the one class is all
+    of them, under the first name of `labels` (``cell``), with `instance_scores` beside it.
 
     Raises:
         InputError: a folder is missing, or no pair can be compared.
@@ -127,11 +131,16 @@ def evaluate(
     pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
     scored = dict(labels or ({} if dataset is None else members(dataset.labels, dataset.regions)))
     ignore = _ignored(scored.pop(IGNORE, None if dataset is None else dataset.ignore))
+    if instances:
+        scored, ignore = {next(iter(labels or {"cell": 1})): 1}, None
     scored = scored or _found_labels(pairs, ignore)
     cases = []
     for case, (prediction_path, reference_path) in pairs.items():
         try:
-            entry = _score_pair(case, prediction_path, reference_path, scored, nsd_tolerance, ignore)
+            if instances:
+                entry = _score_objects(case, prediction_path, reference_path, scored, nsd_tolerance)
+            else:
+                entry = _score_pair(case, prediction_path, reference_path, scored, nsd_tolerance, ignore)
             cases.append({**entry, **images.get(str(prediction_path), {})})
         except MedunetError as error:
             failed.append({"id": case, "message": str(error)})
@@ -184,15 +193,35 @@ def _score_pair(
     tolerance: float,
     ignore: int | None,
 ) -> dict[str, Any]:
-    prediction, reference = read_label(prediction_path), read_label(reference_path)
-    prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
-    paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
-    arrays = prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64)
-    if ignore is not None and (arrays[1] == ignore).all():
+    mine, true, grid, paths = _read_pair(case, prediction_path, reference_path)
+    if ignore is not None and (true == ignore).all():
         raise InputError(
             f"{case}: reference {reference_path} has no annotated voxel (all have value {ignore}); leave it out"
         )
-    return case_scores(case, *arrays, labels, reference.grid, paths, tolerance, ignore)
+    return case_scores(case, mine, true, labels, grid, paths, tolerance, ignore)
+
+
+def _score_objects(
+    case: str, prediction_path: Path, reference_path: Path, labels: Mapping[str, Values], tolerance: float
+) -> dict[str, Any]:
+    reference_path = Source.parse(reference_path).path  # the objects, not the classes that are made of them
+    mine, true, grid, paths = _read_pair(case, prediction_path, reference_path)
+    masks = (mine != 0).astype(np.int64), (true != 0).astype(np.int64)
+    scored = case_scores(case, *masks, labels, grid, paths, tolerance)
+    scored["classes"][next(iter(labels))].update(instance_scores(mine, true))
+    return scored
+
+
+def _read_pair(
+    case: str, prediction_path: Path, reference_path: Path
+) -> tuple[IntArray, IntArray, Grid, dict[str, str]]:
+    """Both label maps on one grid, that grid, and where they lie."""
+    prediction = read_label(prediction_path)
+    reference = aligned(read_label(reference_path), prediction)
+    prediction = aligned(prediction, reference)
+    prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
+    paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
+    return prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64), reference.grid, paths
 
 
 def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:

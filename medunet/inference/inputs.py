@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medunet.data.datalist import listed
+from medunet.data.declared import as_grey
 from medunet.data.dicom.source import Source, is_dicom
+from medunet.data.pictures import GREY
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import InputError
 from medunet.types import StrPath
@@ -39,7 +41,7 @@ def find_cases(
     A folder means every volume and every DICOM stack of images below it. With several channels, files ``NAME_0000``,
     ``NAME_0001`` of one folder belong together, and DICOM series of one patient and frame of reference that bear the
     channels' names. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder;
-    a line that is one path is one file.
+    a line that is one path is one file. Where the model's only channel is ``grey``, pictures are read as their luma.
 
     Raises:
         InputError: nothing is there, or a case has another number of files than the model has channels.
@@ -63,6 +65,8 @@ def find_cases(
             "no input: give volume files, DICOM folders, folders of volumes, or @list.txt with one case per line"
         )
     _require_channels(groups, len(channels))
+    if tuple(channels) == GREY:
+        groups = [tuple(as_grey(image) for image in group) for group in groups]
     return name_outputs(list(dict.fromkeys(groups)), names)
 
 

@@ -146,12 +146,13 @@ def _axis_tiles(size: int, window: int, halo: tuple[int, int], divisor: int) -> 
 def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
     """The last axis if it is at least two windows long, so that memory does not grow with the number of slices.
 
-    Otherwise the axis along which a row of windows holds the fewest voxels.
+    Otherwise the axis along which a row of windows holds the fewest voxels; of equal ones the later, the slower one
+    in files.
     """
     last = len(size) - 1
     if size[last] >= 2 * window[last]:
         return last
-    return min(range(len(size)), key=lambda axis: (window[axis] / size[axis], axis != last))
+    return min(range(len(size)), key=lambda axis: (window[axis] / size[axis], -axis))
 
 
 def importance(window: Sequence[int], mode: str) -> Tensor:

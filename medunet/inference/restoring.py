@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medunet.data.resampling import Box, Resampling
+from medunet.data.spill import zeros
 from medunet.inference.outputs import are_classes
 from medunet.types import AnyArray, IntArray, Shape
 
@@ -233,7 +234,10 @@ def _bounds(mask: Tensor) -> Box | None:
 
 
 def blank(shape: Shape, values: Sequence[int]) -> AnyArray:
-    """A label map of background, in the smallest type that holds all `values`."""
+    """A label map of background, in the smallest type that holds all `values`; a very large one lies in a file."""
     low, high = min(values), max(values)
     kind = next((t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
-    return np.full(shape, values[0], dtype=kind, order="F")
+    labels = zeros(shape, kind, "F")
+    if values[0]:
+        labels[...] = values[0]
+    return labels

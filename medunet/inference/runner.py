@@ -6,6 +6,7 @@ Leaves a label map per case and ``status.json`` in the output folder. Run again,
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ import torch
 from medunet.data.atomic import remove_stale
 from medunet.data.dicom.source import Source
 from medunet.data.transforms import NetworkImage, without_voxels
-from medunet.data.volume import read_header
-from medunet.errors import GeometryError, MedunetError, MismatchError, ResourceError, root_cause
+from medunet.data.volume import Header, read_header
+from medunet.errors import GeometryError, InputError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
 from medunet.inference.passage import Segmentation
@@ -33,6 +34,7 @@ from medunet.inference.windows import WindowInferer, is_out_of_memory
 
 _LONG = 5.0  # seconds of computing that are worth an announcement
 _SMALL = 1_000_000  # voxels of an image of which several may wait
+_LARGE_PICTURE = 100_000_000  # pixels
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -203,6 +205,8 @@ class _Run:
         if self.segmenter.output_format != "nifti":
             require_writable(case.images[0], self.segmenter.output_format)
         header = read_header(case.images[0])
+        _require_elsewhere(self.output_dir / work.result.output, case.images)
+        work.result.warnings += whole_reading(case.images[0], header)
         work.result.geometry = None if header.verdict is None else dict(header.verdict)
         for image, channel in zip(case.images, plan["channels"], strict=False):
             verdict = header.verdict if image == case.images[0] else read_header(image).verdict
@@ -282,6 +286,23 @@ class _Run:
             if concern.fatal and not self.force:
                 raise MismatchError(f"{message} (--force predicts all the same)")
             work.result.warnings.append(message)
+
+
+def _require_elsewhere(output: Path, images: Sequence[str]) -> None:
+    """Refuse to write a result over its image."""
+    for image in images:
+        if Source.parse(image).path.resolve() == output.resolve():
+            raise InputError(f"{image}: the result would be written over it; give another output folder with -o")
+
+
+def whole_reading(image: str, header: Header) -> list[str]:
+    """What to know of a large picture whose format cannot be read by region."""
+    path, pixels = Source.parse(image).path, math.prod(header.grid.shape)
+    if pixels < _LARGE_PICTURE or not path.name.lower().endswith((".png", ".bmp", ".jpg", ".jpeg")):
+        return []
+    return [
+        f"{image}: is read whole into memory ({pixels * header.channels / 1e9:.1f} GB); tiled TIFF is read by region"
+    ]
 
 
 def _is_later(output: Path, images: Sequence[str]) -> bool:

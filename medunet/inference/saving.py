@@ -13,19 +13,26 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from medunet.data.atomic import atomic_path, reserve, write_json
-from medunet.data.dicom.source import is_dicom
+from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.grid import Grid
-from medunet.data.reader import geometry_of, sources_of
+from medunet.data.instances import numbered
+from medunet.data.pictures import SUFFIXES as SUFFIXES_OF_PICTURES
+from medunet.data.pictures import write_picture
+from medunet.data.reader import STATED, geometry_of, sources_of
 from medunet.data.resampling import Box
 from medunet.data.transforms import grid_of
-from medunet.data.volume import stem_of, write_label
+from medunet.data.volume import read_header, stem_of, write_label
 from medunet.errors import InputError
 from medunet.inference.restoring import Sink
 from medunet.inference.weights import model_digest
 from medunet.types import IntArray, Shape
 
-SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm"}
+SUFFIXES = {
+    "nifti": ".nii.gz", "dicom-seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm", "tiff": ".tif", "png": ".png"
+}  # fmt: skip
 """What is added to a case's name, by output format."""
+PICTURES = ("tiff", "png")
+"""Formats for results of pictures."""
 
 
 class SaveLabeld(MapTransform):
@@ -38,11 +45,13 @@ class SaveLabeld(MapTransform):
     Args:
         labels: stored value per class, background first.
         codes: a plan's codes per class (category, type, laterality).
-        output_format: ``nifti``, ``dicom-seg`` or ``rtstruct``.
+        output_format: ``nifti``; ``dicom-seg`` or ``rtstruct`` for DICOM; ``tiff`` or ``png`` for pictures.
         labelmap: write ``dicom-seg`` as Label Map Segmentation instead of BINARY.
         model: name of the model, for the object's algorithm identification.
         bundle_root: its digest identifies the algorithm.
         regions: the values of each region, where labels may overlap; of those a DICOM object has what is visible.
+        instances: a class whose connected parts (faces) are numbered from 1 and written instead of the classes; voxels
+            of a class ``border`` go to the nearest part within two voxels. Null: classes are written.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class SaveLabeld(MapTransform):
         version: str = "",
         bundle_root: str = ".",
         regions: Mapping[str, Sequence[int]] | None = None,
+        instances: str | None = None,
     ) -> None:
         super().__init__(("pred",))
         if output_format not in SUFFIXES:
@@ -64,16 +74,27 @@ class SaveLabeld(MapTransform):
         self.labels, self.codes = dict(labels or {}), dict(codes or {})
         self.covered = covered(regions or {})
         self.model, self.version, self.bundle_root = model, version, Path(bundle_root)
+        self.instances = instances
+        if instances is not None and (instances not in self.labels or output_format in ("dicom-seg", "rtstruct")):
+            raise InputError(
+                f"instances '{instances}' cannot be numbered in {output_format}; give one of the classes "
+                f"{', '.join(self.labels)}, and nifti, tiff or png"
+            )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item["image"]
         first = sources_of(image)[0]
-        name = str(item.get("output") or stem_of(first)).removesuffix(".nii.gz")
+        name = str(item.get("output") or stem_of(Source.parse(first).path)).removesuffix(".nii.gz")
         grid, labels = grid_of(image), item["pred"][0].numpy()
+        if self.instances is not None:
+            labels = numbered(labels, self.labels[self.instances], self.labels.get("border"))
         target = self.output_dir / output_name(name, self.output_format)
         if self.output_format == "nifti":
             write_label(target, labels, grid, like=first)
+        elif self.output_format in PICTURES:
+            x, y, _ = grid.spacing
+            write_picture(target, labels, (x, y) if image.meta.get(STATED, True) else None)
         else:
             item["warnings"] = self._write_dicom(target, labels, grid, first)
         geometry = geometry_of(image)
@@ -101,12 +122,15 @@ class SaveLabeld(MapTransform):
 
 
 def require_writable(source: str, output_format: str) -> Any:
-    """The DICOM series that a result can be written for; asked before a case is computed.
+    """The DICOM series that a result can be written for, None for a picture; asked before a case is computed.
 
     Raises:
-        InputError: the source is not DICOM.
+        InputError: the source is not DICOM, or not a picture.
         GeometryError: its images lack what the format needs.
     """
+    if output_format in PICTURES:
+        _require_picture(source, output_format)
+        return None
     if not is_dicom(source):
         raise InputError(f"{source}: is not DICOM, so {output_format} has nothing to refer to; write nifti")
     from medunet.data.dicom import results
@@ -126,6 +150,16 @@ def covered(regions: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
     names = list(regions)
     above = {n: [o for o in names[p + 1 :] if set(regions[n]) & set(regions[o])] for p, n in enumerate(names)}
     return {name: others for name, others in above.items() if others}
+
+
+def _require_picture(source: str, output_format: str) -> None:
+    if not Source.parse(source).path.name.lower().endswith(SUFFIXES_OF_PICTURES):
+        raise InputError(
+            f"{source}: is not a picture; {output_format} would not keep where its voxels lie; write nifti"
+        )
+    pages = read_header(source).grid.shape[2]
+    if pages > 1 and output_format == "png":
+        raise InputError(f"{source}: has {pages} pages and a PNG has one; write tiff")
 
 
 def output_name(name: str, output_format: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from medunet.data.instances import separate as separate
 from medunet.errors import InputError
 from medunet.training.losses import OF_REGIONS
 from medunet.types import AnyArray, FloatArray, IntArray
@@ -69,25 +70,6 @@ def balance(cells: AnyArray) -> tuple[float, float]:
     if inside in (0, cells.size):
         return 1.0, 1.0
     return cells.size / (2 * (cells.size - inside)), cells.size / (2 * inside)
-
-
-def separate(instances: IntArray) -> IntArray:
-    """1 in cells, 0 elsewhere, with at least a voxel of background between any two cells, diagonals included.
-
-    Where two cells touch, the larger gives up the voxels that touch the smaller one (of equal ones: the lower number),
-    so that the gap is one voxel wide. A cell all of whose voxels touch smaller ones is lost.
-
-    Shapes: (*n), 0 for background and one number per cell -> uint8 (*n).
-    """
-    names, places, sizes = np.unique(instances, return_inverse=True, return_counts=True)
-    order = np.lexsort((names, -sizes))  # from the largest
-    ranks = np.empty(len(names), dtype=np.int32)
-    ranks[order] = np.arange(1, len(names) + 1)
-    ranks[names == 0] = 0
-    ranked = ranks[places].reshape(instances.shape)
-    gives_way = ndimage.maximum_filter(ranked, size=3, mode="nearest") > ranked
-    separated: IntArray = ((ranked > 0) & ~gives_way).astype(np.uint8)
-    return separated
 
 
 class BorderWeightsd(MapTransform):

@@ -24,6 +24,7 @@ import numpy as np
 
 from medunet.data.atomic import disk_errors, remove_stale
 from medunet.data.resampling import Box
+from medunet.data.spill import free_memory
 from medunet.data.transforms import Preprocess
 from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
@@ -148,7 +149,7 @@ class PatchStore:
     def _make_all(self, items: Sequence[Item], progress: Progress) -> None:
         sizes = [self._sizes(item) for item in items]
         self._require_room(sum(stored for stored, _ in sizes))
-        workers = self.workers or max(1, min(cores(), _free_memory() // (2 * max(work for _, work in sizes))))
+        workers = self.workers or max(1, min(cores(), free_memory() // (2 * max(work for _, work in sizes))))
         stop = threading.Event()
 
         def make(item: Item) -> None:
@@ -227,15 +228,6 @@ def _sources(item: Item) -> tuple[str, ...]:
     if "label" not in item:
         raise DatasetError(f"{item.get('case', images)}: has no label; training cases need one")
     return (*(str(image) for image in (images if several else [images])), str(item["label"]))
-
-
-def _free_memory() -> int:
-    """Bytes that programs can still take; 8 GB where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 8_000_000_000
 
 
 def _gigabytes(number: int) -> str:

@@ -4,6 +4,7 @@ Images: ``FOLDER#series=UID&part=echo 2&allow_gaps=1`` chooses a stack among sev
 Labels: ``FILE.dcm#on=../image&GTV_Mass=1`` says on which image a label object lies and which of its structures has
 which value (and ``threshold=0.5`` from which share on a FRACTIONAL segment's pixel counts). What a dataset's index
 resolved stands there to be read; nothing is searched for again when training.
+Pictures: ``IMAGE.png#channels=grey`` is read as its luma, ``LABEL.png#instances=apart`` (or ``border``) as classes.
 """
 
 from __future__ import annotations
