@@ -209,8 +209,9 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
     return {"device::name": options.device} if options.device else {}
 
 
-def compiled(bundle: Path, options: argparse.Namespace) -> None:
-    """The planned network's step in three ways."""
+def compiled(bundle: Path, work: Path, options: argparse.Namespace) -> None:
+    """The planned network's step in four ways; nothing that was compiled before is used."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
     from medunet.training import place
 
     trainer = loaded(bundle, overrides_of(options)).get_parsed_content("train::trainer")
@@ -358,7 +359,7 @@ def main() -> None:
         if "step" in chosen:
             pipeline(bundle, options)
         if "compile" in chosen:
-            compiled(bundle, options)
+            compiled(bundle, work, options)
         if "memory" in chosen:
             memory(work, options)
 

@@ -19,7 +19,6 @@ import torch
 from medunet import verbs
 
 LAST, BEST = "models/checkpoint_last.pt", "models/model.pt"
-EPOCHS = 12
 
 LIMITED = """
 import resource, signal, sys
@@ -81,25 +80,37 @@ def require_whole(bundle: Path) -> None:
             gzip.decompress(path.read_bytes())
 
 
-def killed_and_resumed(bundle: Path, kills: int, seed: int, seconds: float) -> int:
-    """Train with SIGKILLs within `seconds` of a process's start until the run ends; how many met a running process."""
-    chance, met = random.Random(seed), 0
-    for number in range(kills + 3):
-        begun = (bundle / LAST).is_file()
-        process = training(bundle, *(["--resume"] if begun else ["--epochs", str(EPOCHS)]))
+def epochs_done(bundle: Path) -> int:
+    log = bundle / "eval/fold_0/log.jsonl"
+    return log.read_text().count('"train"') if log.is_file() else 0
+
+
+def begun_or_resumed(bundle: Path, epochs: int) -> subprocess.Popen[str]:
+    return training(bundle, *(["--resume"] if (bundle / LAST).is_file() else ["--epochs", str(epochs)]))
+
+
+def killed_and_resumed(bundle: Path, kills: int, epochs: int) -> int:
+    """Train with SIGKILLs at random moments until the run ends; how many met a running process.
+
+    A process is killed after up to two further epochs and a while, or while it starts: however fast the machine is.
+    """
+    chance, met = random.Random(kills), 0
+    for _ in range(kills):
+        process, more = begun_or_resumed(bundle, epochs), chance.randrange(3)
+        wanted = epochs_done(bundle) + more
+        while process.poll() is None and epochs_done(bundle) < wanted:
+            time.sleep(0.01)
         try:
-            if number < kills:
-                process.wait(chance.uniform(0.2, 1.0) * seconds)
-            else:
-                _, err = process.communicate(timeout=240)
-                assert process.returncode == 0, err
-                return met
+            process.wait(chance.uniform(0, 0.3 if more else 6))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
-            process.communicate()
             met += 1
-            require_whole(bundle)
-    raise AssertionError("the run did not end")
+        process.communicate()
+        require_whole(bundle)
+    process = begun_or_resumed(bundle, epochs)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return met
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
@@ -107,13 +118,13 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(
     planned_bundle: Path, tmp_path: Path, kills: int
 ) -> None:
     whole, broken = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "broken"))
-    start = time.monotonic()
-    process = training(whole, "--epochs", str(EPOCHS))
+    epochs = 6 * kills
+    process = training(whole, "--epochs", str(epochs))
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert killed_and_resumed(broken, kills, seed=kills, seconds=time.monotonic() - start) >= 0.6 * kills
+    assert killed_and_resumed(broken, kills, epochs) >= 0.6 * kills
     first, second = state(whole / LAST), state(broken / LAST)
-    assert second["iteration"] == 3 * EPOCHS
+    assert second["iteration"] == 3 * epochs
     assert equal(first["model"], second["model"])
     assert equal(first["average"], second["average"])
     assert equal(state(whole / BEST), state(broken / BEST))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -505,3 +508,77 @@ def test_descendants_without_padding(options: dict[str, Any]) -> None:
     assert network(torch.zeros(1, 1, *size)).shape[2:] == tuple(
         n - 2 * m for n, m in zip(size, network.margin, strict=True)
     )
+
+
+# --- memory and papers
+
+MEASURE = """
+import json, sys, torch
+from medunet.networks import FAMILY
+from medunet.training.losses import DiceCE
+torch.set_num_threads(1)
+definition, batch, patch = json.loads(sys.argv[1])
+network = FAMILY[definition.pop("_target_", "medunet.networks.UNet")](**definition)
+loss, optimizer = DiceCE(2), torch.optim.AdamW(network.parameters())
+def kept(key):  # of this program: ru_maxrss would count what started it
+    return int(open('/proc/self/status').read().split(key + ':')[1].split()[0]) * 1024
+before = kept('RssAnon') - 4 * sum(p.numel() for p in network.parameters())
+for _ in range(2):
+    label = torch.randint(0, 2, (batch, 1, *patch), dtype=torch.uint8)
+    loss(network(torch.randn(batch, 1, *patch)), label).backward()
+    optimizer.step(); optimizer.zero_grad()
+print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("member", "patch"),
+    [
+        ("attention", [64, 64, 64]), ("resenc", [64, 64, 64]), ("mednext", [48, 48, 48]), ("unetplusplus", [48, 48, 48]),
+        ("segresnet", [64, 64, 64]), ("dynunet", [64, 64, 64]), ("swinunetr", [128, 128]),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+def test_the_memory_estimate_is_what_a_step_takes(member: str, patch: list[int]) -> None:
+    if member in TRANSFORMERS:
+        pytest.importorskip("einops")
+    overlay = yaml.safe_load(OVERLAYS[member].read_text())
+    made = plan(make(), Budget(), {**overlay, "dims": len(patch), "patch_size": patch, "batch_size": 2}, survey)
+    words = json.dumps([made.as_json()["network"], 2, patch])
+    done = subprocess.run([sys.executable, "-c", MEASURE, words], capture_output=True, text=True, check=True)
+    assert 0.7 < made.memory_estimate / float(done.stdout) < 1.4
+
+
+def test_a_survey_leaves_no_trace() -> None:
+    """Neither chance nor the network's mode changes, and two surveys agree."""
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    results = [plan(make(), Budget(), tiny_settings("attention", 2), survey) for _ in range(2)]
+    assert torch.equal(torch.rand(1), first)
+    assert results[0] == results[1]
+    larger = plan(make(), Budget(), {**tiny_settings("attention", 2), "patch_size": [64, 64]}, survey)
+    assert larger.memory_estimate > 4 * results[0].memory_estimate
+
+
+def test_the_page_lists_every_overlay() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
+    words, table = page.split("<!-- table: scripts/network_table.py -->")
+    for member in MEMBERS:
+        assert f"| `{member}` |" in words
+        for dims in ONLY.get(member, (2, 3)):
+            assert f"| {member} | {dims}D |" in table
+        first = OVERLAYS[member].read_text()
+        assert first.startswith("# ")
+        assert "doi:" in first or "arXiv:" in first or member == "noskip"
+
+
+def test_papers_and_command_line_name_the_network(phantom_dataset: Path, tmp_path: Path) -> None:
+    verbs.plan(phantom_dataset, tmp_path / "b", Budget(epochs=1), tiny_settings("segresnet", 2))
+    text = (tmp_path / "b" / "docs" / "README.md").read_text()
+    assert "A 2D SegResNet that segments" in text
+    assert "kind SegResNet" in text
+    metadata = json.loads((tmp_path / "b" / "configs" / "metadata.json").read_text())
+    assert metadata["plan"]["network"]["_target_"] == "medunet.networks.SegResNet"
+    assert metadata["description"].startswith("A 2D SegResNet for")

@@ -259,6 +259,36 @@ def test_a_run_over_all_folds_is_resumed(ensemble: Path, tmp_path: Path, monkeyp
         medunet.train(bundle, "all", {**QUICK, "resume": True})
 
 
+def test_a_run_over_all_folds_goes_on_in_the_fold_it_was_in(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    folds = folds_of(bundle)
+    for fold in folds[-2:]:
+        (bundle / "models" / f"fold_{fold}.pt").unlink()
+    last = bundle / "models" / "checkpoint_last.pt"
+    torch.save({**torch.load(last, weights_only=True), "fold": folds[-2]}, last)
+    trained: list[tuple[int, bool]] = []
+
+    def noting(root: Path, values: Any) -> None:
+        trained.append((values["fold"], bool(values["resume"])))
+        train_bundle(root, values)
+
+    monkeypatch.setattr("medunet.bundle.folds.train_bundle", noting)
+    paths = medunet.train(bundle, "all", {**QUICK, "resume": True})
+    assert trained == [(folds[-2], True), (folds[-1], False)]
+    assert [path.parent.name for path in paths[:-1]] == [f"fold_{number}" for number in folds]
+    assert members_in(read_state(bundle / "models" / "model.pt")) == len(folds)
+
+
+def test_a_fold_that_cannot_be_resumed_leaves_the_ensemble(ensemble: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    with pytest.raises(BundleError, match=r"is of fold \d, which was trained on cases that fold \d holds out"):
+        medunet.train(bundle, folds_of(bundle)[0], {**QUICK, "resume": True})
+    assert cross_validation(bundle) is not None
+    assert folds_of(bundle) == folds_of(ensemble)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_single_fold_makes_a_single_network_again(ensemble: Path, tmp_path: Path, resume: bool) -> None:
     bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))

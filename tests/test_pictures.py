@@ -229,6 +229,17 @@ def test_claims_of_huge_sizes_are_refused_without_memory(tmp_path: Path) -> None
     assert peak_of(lambda: read_volume(tmp_path / "p.tif")) < 5_000_000
 
 
+def test_pages_in_a_circle_end(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "c.tif", GREY)
+    content = bytearray((tmp_path / "c.tif").read_bytes())
+    (first,) = struct.unpack("<I", content[4:8])
+    (tags,) = struct.unpack("<H", content[first : first + 2])
+    content[first + 2 + 12 * tags : first + 6 + 12 * tags] = content[4:8]
+    (tmp_path / "c.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.tif: cannot be read, its pages refer to each other in a circle"):
+        read_volume(tmp_path / "c.tif")
+
+
 def test_a_strip_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "p.tif", RGB, photometric="rgb", rowsperstrip=37, compression="zlib")
     monkeypatch.setattr(tiff, "free_memory", lambda: 10_000)

@@ -20,8 +20,11 @@ def train_fold(root: Path, values: Mapping[str, Any], fold: int) -> list[Path]:
         MedunetError: with one sentence, whatever went wrong.
     """
     from medunet.training import folds as room
+    from medunet.training.checkpoints import fold_of_checkpoint
 
-    room.part_with(root, fold, bool(values.get("resume")))
+    resumed = bool(values.get("resume"))
+    if not resumed or fold_of_checkpoint(root) == fold:  # else the run refuses, and all stays as it is
+        room.part_with(root, fold, resumed)
     train_bundle(root, {**values, "fold": fold})
     return [_scores(root, fold)]
 

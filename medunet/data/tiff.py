@@ -7,6 +7,7 @@ cannot decompress without its large companion is handed to Pillow's libtiff, a s
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -56,10 +57,10 @@ class Tiff:
     def __init__(self, path: Path) -> None:
         import tifffile
 
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told in one sentence
         self.path = path
         with tifffile.TiffFile(path) as file:
-            every = [page.aspage() for page in file.pages]
-            pages = [page for page in every if not page.subfiletype & _REDUCED_OR_MASK]
+            pages = [page for page in _pages(file, path) if not page.subfiletype & _REDUCED_OR_MASK]
             if not pages:
                 raise InputError(
                     f"{path}: cannot be read, it is truncated or holds no picture; copy it again from its source"
@@ -247,6 +248,16 @@ def _packed(tag: int, value: Any) -> tuple[int, int, bytes]:
     if isinstance(value, tuple):
         return 3, len(value), struct.pack(f"<{len(value)}H", *value)
     return (4, 1, struct.pack("<I", value)) if tag in (256, 257, 278, 279) else (3, 1, struct.pack("<H", value))
+
+
+def _pages(file: Any, path: Path) -> Iterator[Any]:
+    """All pages; a directory that refers back to an earlier one would go on for ever."""
+    seen: set[int] = set()
+    for page in file.pages:
+        if page.offset in seen:
+            raise InputError(f"{path}: cannot be read, its pages refer to each other in a circle; copy it again")
+        seen.add(page.offset)
+        yield page.aspage()
 
 
 def _palette(page: Any) -> AnyArray:
