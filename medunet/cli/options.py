@@ -85,7 +85,7 @@ def plan_options(
 ) -> tuple[Budget, dict[str, Any]]:
     """The budget and the chosen settings; ``--set`` wins over options, options over overlays."""
     from medunet.planning import Budget
-    from medunet.planning.plan import DEFAULT_MEMORY
+    from medunet.planning.record import DEFAULT_MEMORY
     from medunet.planning.settings import BUDGET
 
     _one_duration(duration)

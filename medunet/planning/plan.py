@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from medunet.data.dicom.codes import find_code, generic_code, parse_code
 from medunet.errors import PlanError
-from medunet.planning import geometry, memory, settings
+from medunet.planning import geometry, memory, rules, settings
 from medunet.planning.fingerprint import Fingerprint
 from medunet.planning.memory import NetworkShape
-from medunet.planning.sizes import axes_of
+from medunet.planning.record import Budget, Plan, short
 from medunet.planning.surveyed import PLAIN, Survey, Surveyed, kind_of
 
-DEFAULT_MEMORY = 8_000_000_000
 _BASE_CHANNELS = {"cpu": 16, "cuda": 32}
 _PATCH_VOXELS = {("cpu", 3): 64**3, ("cuda", 3): 128**3, ("cpu", 2): 256**2, ("cuda", 2): 512**2}
 _MAX_CHANNELS = {2: 512, 3: 320}
@@ -27,102 +26,12 @@ _MAX_LEVELS = {"cpu": 5, "cuda": 7}
 _BATCH = {("cpu", 3): 4, ("cuda", 3): 4, ("cpu", 2): 12, ("cuda", 2): 32}
 _EPOCHS = {"cpu": 100, "cuda": 250}
 _STEPS = {"cpu": 25, "cuda": 250}
-_SIDES = ("left", "right")
 _STRUCTURE = (
     "spatial_dims", "in_channels", "out_channels", "channels", "strides", "kernel_sizes", "deep_supervision"
 )  # fmt: skip
 """The numbers that a plan gives to any network whose signature names them."""
 
 Network = NetworkShape | Surveyed
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a training run may take: bytes of memory, the device, and minutes or epochs (neither: a default)."""
-
-    memory: int = DEFAULT_MEMORY
-    device: str = "cpu"
-    minutes: float | None = None
-    epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every number of a run. Axes are those of `orientation`; spacing in mm, patch in voxels, memory in bytes."""
-
-    name: str
-    dataset_digest: str
-    dims: int
-    channels: tuple[str, ...]
-    labels: dict[str, int]
-    codes: dict[str, Any]
-    """What each class is in DICOM's terms: category, type and laterality."""
-    orientation: str
-    spacing: tuple[float, ...]
-    normalization: tuple[dict[str, Any], ...]
-    patch_size: tuple[int, ...]
-    batch_size: int
-    network: dict[str, Any]
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    steps_per_epoch: int
-    epochs: int
-    minutes: float | None
-    foreground_fraction: float
-    mirror_axes: tuple[int, ...]
-    rotation: tuple[float, ...]
-    overlap: float
-    region: Any
-    """Where prediction looks: ``all``, ``body``, or around what a coarser bundle finds."""
-    partners: tuple[str, ...]
-    """Other bundles whose probabilities are averaged with this one's in prediction."""
-    amp: bool
-    memory_estimate: int
-    seen: dict[str, Any]
-    """Ranges of the training data that prediction compares its input with."""
-    reasons: dict[str, str] = field(default_factory=dict)
-    regions: dict[str, list[int]] = field(default_factory=dict)
-    """Of labels that may overlap: the values of label maps that belong to each; `labels` has those that are written."""
-    ignore: int | None = None
-    """The value in label maps of voxels that nobody annotated."""
-
-    @property
-    def margin(self) -> tuple[int, ...]:
-        """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
-        net = self.network
-        if net.get("padding", "same") == "same":
-            return (0, 0, 0)
-        axes = axes_of(net["strides"], net["kernel_sizes"], net["convs_per_level"], net.get("padding", "same"))
-        return (*(axis.margin for axis in axes), *(0,) * (3 - self.dims))
-
-    @property
-    def border(self) -> str:
-        """What the network sees beyond an image: its mirror image without padding, as in the U-Net paper, else zero."""
-        return "mirror" if any(self.margin) else "constant"
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """The patch as a 3D box; a 2D plan has one slice."""
-        return (*self.patch_size, 1) if self.dims == 2 else self.patch_size
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        content: dict[str, Any] = _plain(asdict(self))
-        return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Plan:
-        """The inverse of `as_json`.
-
-        Raises:
-            PlanError: a field is missing or unknown.
-        """
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            return cls(**values)
-        except TypeError as error:
-            raise PlanError(f"the plan cannot be read: {error}; write it again with medunet plan") from error
 
 
 def plan(
@@ -158,7 +67,7 @@ class _Draft:
     def take(self, key: str, value: Any, reason: str) -> Any:
         """The chosen value of `key` if there is one, else `value`; note the reason."""
         if key in self.chosen:
-            self.reasons[key] = f"chosen by the user (the rule would give {_short(value)})"
+            self.reasons[key] = f"chosen by the user (the rule would give {short(value)})"
             return self.chosen[key]
         self.reasons[key] = reason
         return value
@@ -230,7 +139,7 @@ class _Draft:
         limit = _PATCH_VOXELS[self.budget.device, frame.dims]
         patch = geometry.first_patch(frame, limit)
         reason = (
-            f"the median case, {_short(tuple(round(n) for n in frame.shape[: frame.dims]))} voxels at this spacing, "
+            f"the median case, {short(tuple(round(n) for n in frame.shape[: frame.dims]))} voxels at this spacing, "
             f"kept to {limit:,} voxels on {self.budget.device} and rounded up to what the strides divide"
         )
         taken = tuple(self.take("patch_size", patch, reason))
@@ -273,7 +182,9 @@ class _Draft:
         facts = {"spatial_dims": frame.dims, **asdict(shape)}
         given = {key: self.chosen[key] for key in settings.ARGUMENTS if key in self.chosen}
         if definition["_target_"] == PLAIN:
-            special = {k: _levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED}
+            special = {
+                k: rules.levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED
+            }
             if not special and len(definition) == 1:
                 return shape
             definition = {"_target_": PLAIN, **self._arguments(shape, frame), **special, **definition}
@@ -308,10 +219,10 @@ class _Draft:
 
     def finish(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...], batch: int) -> Plan:
         """Everything that follows once network, patch and batch are settled."""
-        normalization = self.take("normalization", *_normalization(self.data))
+        normalization = self.take("normalization", *rules.normalization(self.data))
         settings.require_schemes(normalization, [c.name for c in self.data.channels])
-        axes, mirror_reason = _mirror_axes(self.data, frame)
-        rotation, rotation_reason = _rotation(patch, frame)
+        axes, mirror_reason = rules.mirror_axes(self.data, frame)
+        rotation, rotation_reason = rules.rotation(patch, frame)
         axes = tuple(self.take("mirror_axes", axes, mirror_reason))
         rotation = tuple(self.take("rotation", rotation, rotation_reason))
         settings.require_axes(axes, rotation, frame.dims)
@@ -441,80 +352,3 @@ class _Draft:
         epochs = self.budget.epochs
         self.reasons["epochs"] = "given" if epochs else f"the default on {self.budget.device}"
         return epochs or _EPOCHS[self.budget.device], None
-
-
-def _levels_taken(key: str, value: Any, levels: int) -> Any:
-    """Of a list from full resolution down as many as there are levels, its last number repeated where it is short."""
-    if not isinstance(value, tuple):
-        return value
-    wanted = levels - 1 if key == "decoder_convs" else levels
-    return tuple((value + value[-1:] * wanted)[:wanted])
-
-
-def _normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
-    """CT: clip to the foreground's percentiles, then its mean and deviation; else z-score per image (nnU-Net).
-
-    Ours clips each other image to its own percentiles 0.5 and 99.5 first: one bright artefact cannot set the scale.
-    """
-    schemes: list[dict[str, Any]] = []
-    for channel in data.channels:
-        if channel.name.strip().upper() == "CT":
-            values = {"low": channel.low, "high": channel.high, "mean": channel.mean, "std": max(channel.std, 1e-6)}
-            schemes.append({"scheme": "ct", **values})
-        else:
-            schemes.append({"scheme": "zscore"})
-    names = ", ".join(f"{c.name}: {s['scheme']}" for c, s in zip(data.channels, schemes, strict=True))
-    return tuple(schemes), f"{names} (CT has calibrated units; other images are scaled each by itself)"
-
-
-def _mirror_axes(data: Fingerprint, frame: geometry.Frame) -> tuple[tuple[int, ...], str]:
-    """Only axes along which anatomy may be mirrored; nnU-Net mirrors all."""
-    if data.pictures:
-        return tuple(range(frame.dims)), "pictures have no anatomical axes"
-    sided = [name for name in data.labels if any(side in name.lower() for side in _SIDES)]
-    if sided:
-        return (), f"label '{sided[0]}' tells left from right, a mirrored patch would be wrong"
-    axis = next(i for i, code in enumerate(frame.orientation) if code in "RL")
-    if axis >= frame.dims:
-        return (), "the left-right axis is not in the plane"
-    return (axis,), "left-right only: bodies are about symmetric along it and along no other axis"
-
-
-def _rotation(patch: tuple[int, ...], frame: geometry.Frame) -> tuple[tuple[float, ...], str]:
-    """Largest rotation about each axis in radians: 15 degrees in-plane when a patch is flat (nnU-Net), else 30."""
-    full = round(math.radians(30), 6)
-    if frame.dims == 2:
-        return (round(math.pi, 6) if min(patch) * 1.5 > max(patch) else full,), "in the plane"
-    if max(patch) / patch[-1] > 3:
-        return (0.0, 0.0, round(math.pi, 6)), "in the plane only: the patch is more than three times flatter than wide"
-    return (full,) * 3, "up to 30 degrees about every axis (nnU-Net)"
-
-
-def in_words(key: str, value: Any) -> str:
-    """A value of a plan for people: lists and mappings without quotes, codes as their meaning and number."""
-    if key == "codes":
-        return "; ".join(
-            f"{name}: {code['type'][2]} ({code['type'][1]} {code['type'][0]})" for name, code in value.items()
-        )
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name} {in_words('', item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(in_words("", item) for item in value) + "]"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _short(value: Any) -> str:
-    plain = _plain(value)
-    if isinstance(plain, list):
-        return "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in plain) + "]"
-    return str(plain)
