@@ -73,8 +73,8 @@ def metadata(plan: Plan) -> dict[str, Any]:
         "required_packages_version": {"medunet": version("medunet"), "pytorch-ignite": version("pytorch-ignite")},
         "name": plan.name,
         "task": f"Segmentation of {_words([n for i, n in enumerate(plan.labels) if i])}",
-        "description": f"A {plan.dims}D {kind_of(plan.network)} for {_words(plan.channels)} volumes, planned by medunet. "
-        "Research only.",
+        "description": f"A {plan.dims}D {kind_of(plan.network)} for {_words(plan.channels)} volumes, planned by "
+        "medunet. Research only.",
         "authors": "written by medunet; add yours",
         "copyright": "add yours",
         "intended_use": "Research. Not a medical device.",

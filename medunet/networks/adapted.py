@@ -133,7 +133,7 @@ class UNETR(Adapted):
                 f"input size {list(x.shape[2:])} does not pass; this UNETR was made for {list(self.img_size)}, the "
                 f"only size that fits"
             )
-        if len(self.axes) == 2 and torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+        if len(self.axes) == 2 and torch._C._get_tracing_state() is not None and not torch.onnx.is_in_onnx_export():
             raise NetworkError("OpenVINO 2026 computes other logits of a 2D UNETR than PyTorch; take onnx or torch")
         return super().forward(x)
 
