@@ -1,6 +1,7 @@
 """Measure every network of configs/plan on one patch and write the table of docs/networks.md.
 
-Run: python scripts/network_table.py [--write docs/networks.md] [--dims 2 3] [--only NAME ...]      (minutes, one core)
+Run: python scripts/network_table.py [--write docs/networks.md] [--dims 2 3] [--only NAME ...] [--untimed 3]
+(minutes, on one core)
 
 Parameters; floating-point operations of a forward pass (torch.utils.flop_counter, a multiply-add counts two); memory of
 a training step of one patch as a plan estimates it; seconds of a forward pass and of a training step; what can be
@@ -58,21 +59,24 @@ def fingerprint(dims: int) -> Fingerprint:
     )  # fmt: skip
 
 
-def row(name: str, overlay: dict[str, Any], dims: int) -> str:
-    """One line of the table."""
+def row(name: str, overlay: dict[str, Any], dims: int, timed: bool) -> str:
+    """One line of the table; unless `timed` only what needs no computing."""
     patch = OWN_PATCH.get(name, PATCH[dims])
     chosen = {**overlay, "dims": dims, "patch_size": patch, "batch_size": 1}
     made = plan(fingerprint(dims), Budget(memory=10**12), chosen, survey)
     definition = dict(made.network)
     network = FAMILY[definition.pop("_target_", "medunet.networks.UNet")](**definition)
     image = torch.randn(1, 1, *patch)
-    forward, step = seconds(network, image)
+    if timed:
+        forward, step = (f"{value:.2f}" for value in seconds(network, image))
+        exports = [exported(network, image, backend) for backend in ("onnx", "openvino")]
+    else:
+        forward, step, *exports = ["–"] * 4
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    exports = [exported(network, image, backend) for backend in ("onnx", "openvino")]
+        network.to("meta").eval()(image.to("meta"))
     cells = [
         f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f}", f"{counter.get_total_flops() / 1e9:.1f}",
-        f"{made.memory_estimate / 1e9:.2f}", f"{forward:.2f}", f"{step:.2f}", *exports,
+        f"{made.memory_estimate / 1e9:.2f}", forward, step, *exports,
     ]  # fmt: skip
     return f"| {name if overlay else '(none), the U-Net'} | {dims}D | " + " | ".join(cells) + " |"
 
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--untimed", type=int, nargs="*", default=[], help="dims of which nothing is run, only counted")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [HEAD]
@@ -133,7 +138,7 @@ def main() -> None:
             continue
         for dims in options.dims:
             if overlay.get("dims", dims) == dims:
-                lines.append(row(name, overlay, dims))
+                lines.append(row(name, overlay, dims, dims not in options.untimed))
                 print(lines[-1], flush=True)
     text = (
         f"Measured on {machine()}; one patch of {' x '.join(map(str, PATCH[2]))} or "

@@ -535,8 +535,8 @@ print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
 @pytest.mark.parametrize(
     ("member", "patch"),
     [
-        ("attention", [64, 64, 64]), ("resenc", [64, 64, 64]), ("mednext", [48, 48, 48]), ("unetplusplus", [48, 48, 48]),
-        ("segresnet", [64, 64, 64]), ("dynunet", [64, 64, 64]), ("swinunetr", [128, 128]),
+        ("attention", [64, 64, 64]), ("resenc", [64, 64, 64]), ("mednext", [48, 48, 48]),
+        ("unetplusplus", [48, 48, 48]), ("segresnet", [64, 64, 64]), ("dynunet", [64, 64, 64]), ("swinunetr", [128, 128]),
     ],
 )  # fmt: skip
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
