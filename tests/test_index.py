@@ -199,7 +199,7 @@ def test_pictures_with_rgb_and_an_empty_label(tmp_path: Path) -> None:
     assert checked.channels == ("red", "green", "blue")
     assert checked.labels == {"background": 0, "label_255": 255}
     assert measured[0].shape == (30, 20, 1)
-    assert [f.kind for f in checked.findings] == ["empty label"]
+    assert [f.kind for f in checked.findings] == ["pixel size", "empty label"]
 
 
 def test_nothing_recognised_lists_the_layouts(tmp_path: Path) -> None:
