@@ -78,9 +78,7 @@ def batch_of(member: str, dims: int) -> int:
 def test_contract(member: str, dims: int) -> None:
     torch.manual_seed(0)
     network, made = tiny(member, dims)
-    assert (network.axes if hasattr(network, "axes") else ()) and fitting_size(
-        network, made.patch_size
-    ) == made.patch_size
+    assert fitting_size(network, made.patch_size) == made.patch_size
     loss, optimizer = DiceCE(2), torch.optim.AdamW(network.parameters(), lr=1e-3)
     image = torch.randn(batch_of(member, dims), 1, *made.patch_size)
     label = (image > 0.5).float()
@@ -162,8 +160,8 @@ def test_onnx_and_openvino_compute_the_same(member: str, dims: int) -> None:
         try:
             logits = make_backend(backend, network, "cpu", made.patch_size, 1)(image)
         except NetworkError as error:
-            assert backend == "openvino"
-            assert CANNOT[member, dims] in str(error)
+            if backend != "openvino" or CANNOT.get((member, dims), "nothing") not in str(error):
+                raise
             continue
         assert backend == "onnx" or (member, dims) not in CANNOT
         assert torch.allclose(logits, expected, atol=1e-3)
@@ -535,8 +533,9 @@ print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
 @pytest.mark.parametrize(
     ("member", "patch"),
     [
-        ("attention", [64, 64, 64]), ("resenc", [64, 64, 64]), ("mednext", [48, 48, 48]),
-        ("unetplusplus", [48, 48, 48]), ("segresnet", [64, 64, 64]), ("dynunet", [64, 64, 64]), ("swinunetr", [128, 128]),
+        ("attention", [64, 64, 64]), ("mednext", [48, 48, 48]),
+        ("unetplusplus", [48, 48, 48]), ("segresnet", [64, 64, 64]),
+        ("resenc", [64, 64, 64]), ("dynunet", [64, 64, 64]), ("swinunetr", [128, 128]),
     ],
 )  # fmt: skip
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")

@@ -183,7 +183,7 @@ def test_a_coarser_bundle_imports_nothing(tmp_path: Path, phantom_dataset: Path)
     path = coarse / "configs" / "metadata.json"
     path.write_text(path.read_text().replace("medunet.networks.UNet", "os.system"))
     image = a_body((20, 20, 20), ((5, 10),) * 3)
-    with pytest.raises(BundleError, match=r"its network is os\.system; a bundle that tells a region has one of medunet"):
+    with pytest.raises(BundleError, match=r"its network is os\.system; a bundle that tells a region has one"):
         engine({"bundle": "coarse", "margin": 5}, bundle_root=str(tmp_path)).see(image, nn.Conv3d(1, 3, 1))
 
 

@@ -242,7 +242,9 @@ class _Draft:
         facts = {"spatial_dims": frame.dims, **asdict(shape)}
         given = {key: self.chosen[key] for key in settings.ARGUMENTS if key in self.chosen}
         if definition["_target_"] == PLAIN:
-            special = {k: _levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED}
+            special = {
+                k: settings.levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED
+            }
             if not special and len(definition) == 1:
                 return shape
             definition = {"_target_": PLAIN, **self._arguments(shape, frame), **special, **definition}
@@ -393,14 +395,6 @@ class _Draft:
         return epochs or _EPOCHS[self.budget.device], None
 
 
-def _levels_taken(key: str, value: Any, levels: int) -> Any:
-    """Of a list from full resolution down as many as there are levels, its last number repeated where it is short."""
-    if not isinstance(value, tuple):
-        return value
-    wanted = levels - 1 if key == "decoder_convs" else levels
-    return tuple((value + value[-1:] * wanted)[:wanted])
-
-
 def _normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
     """CT: clip to the foreground's percentiles, then its mean and deviation; else z-score per image (nnU-Net).
 
@@ -438,21 +432,6 @@ def _rotation(patch: tuple[int, ...], frame: geometry.Frame) -> tuple[tuple[floa
     if max(patch) / patch[-1] > 3:
         return (0.0, 0.0, round(math.pi, 6)), "in the plane only: the patch is more than three times flatter than wide"
     return (full,) * 3, "up to 30 degrees about every axis (nnU-Net)"
-
-
-def in_words(key: str, value: Any) -> str:
-    """A value of a plan for people: lists and mappings without quotes, codes as their meaning and number."""
-    if key == "codes":
-        return "; ".join(
-            f"{name}: {code['type'][2]} ({code['type'][1]} {code['type'][0]})" for name, code in value.items()
-        )
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name} {in_words('', item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(in_words("", item) for item in value) + "]"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _plain(value: Any) -> Any:
