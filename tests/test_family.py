@@ -79,7 +79,6 @@ def batch_of(member: str, dims: int) -> int:
 def test_contract(member: str, dims: int) -> None:
     torch.manual_seed(0)
     network, made = tiny(member, dims)
-    assert network.axes
     assert fitting_size(network, made.patch_size) == made.patch_size
     loss, optimizer = DiceCE(2), torch.optim.AdamW(network.parameters(), lr=1e-3)
     image = torch.randn(batch_of(member, dims), 1, *made.patch_size)

@@ -183,7 +183,7 @@ class _Draft:
         given = {key: self.chosen[key] for key in settings.ARGUMENTS if key in self.chosen}
         if definition["_target_"] == PLAIN:
             special = {
-                k: rules.levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED
+                k: settings.levels_taken(k, v, len(shape.channels)) for k, v in given.items() if k in settings.SURVEYED
             }
             if not special and len(definition) == 1:
                 return shape

@@ -11,14 +11,6 @@ from medunet.planning.fingerprint import Fingerprint
 _SIDES = ("left", "right")
 
 
-def levels_taken(key: str, value: Any, levels: int) -> Any:
-    """Of a list from full resolution down as many as there are levels, its last number repeated where it is short."""
-    if not isinstance(value, tuple):
-        return value
-    wanted = levels - 1 if key == "decoder_convs" else levels
-    return tuple((value + value[-1:] * wanted)[:wanted])
-
-
 def normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
     """CT: clip to the foreground's percentiles, then its mean and deviation; else z-score per image (nnU-Net).
 

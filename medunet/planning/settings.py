@@ -217,3 +217,11 @@ def require_axes(mirror_axes: Sequence[int], rotation: Sequence[float], dims: in
     want = 1 if dims == 2 else 3
     if len(rotation) != want:
         raise PlanError(f"plan setting rotation={list(rotation)} does not fit; a {dims}D plan takes {want} angle(s)")
+
+
+def levels_taken(key: str, value: Any, levels: int) -> Any:
+    """Of a list from full resolution down as many as there are levels, its last number repeated where it is short."""
+    if not isinstance(value, tuple):
+        return value
+    wanted = levels - 1 if key == "decoder_convs" else levels
+    return tuple((value + value[-1:] * wanted)[:wanted])
