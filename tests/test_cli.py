@@ -425,6 +425,7 @@ def test_dicom_lists_series_with_their_verdicts(run: Run, tmp_path: Path) -> Non
 
 def test_formats_and_options_that_do_not_fit_are_told(run: Run, trained_bundle: Path, tmp_path: Path) -> None:
     code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "stl")
-    assert (code, err) == (2, "medunet: --format stl: is not available; give nifti or dicom-seg or rtstruct\n")
+    words = "nifti or dicom-seg or rtstruct or tiff or png"
+    assert (code, err) == (2, f"medunet: --format stl: is not available; give {words}\n")
     code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "rtstruct", "--labelmap")
     assert (code, err) == (2, "medunet: --labelmap: rtstruct has no such kind; give --format dicom-seg with it\n")
