@@ -203,7 +203,7 @@ def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: 
     assert f"open {bundle / 'eval' / 'fold_0' / 'report.html'} in a browser" in out
     code, _, err = run("train", bundle, "--config", "nowhere")
     assert code == 2
-    assert "nowhere: overlay is missing; give a YAML file or one of adam, dice_heavy" in err
+    assert "nowhere: overlay is missing; give a YAML file or one of adam, augment_on_workers" in err
 
 
 def test_unknown_verbs_and_options_are_usage_errors(run: Run) -> None:
@@ -425,7 +425,9 @@ def test_dicom_lists_series_with_their_verdicts(run: Run, tmp_path: Path) -> Non
 
 def test_formats_and_options_that_do_not_fit_are_told(run: Run, trained_bundle: Path, tmp_path: Path) -> None:
     code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "stl")
-    words = "nifti or dicom-seg or rtstruct or tiff or png"
-    assert (code, err) == (2, f"medunet: --format stl: is not available; give {words}\n")
+    assert (code, err) == (
+        2,
+        "medunet: --format stl: is not available; give nifti or dicom-seg or rtstruct or tiff or png\n",
+    )
     code, _, err = run("predict", trained_bundle, tmp_path, "-o", tmp_path / "o", "--format", "rtstruct", "--labelmap")
     assert (code, err) == (2, "medunet: --labelmap: rtstruct has no such kind; give --format dicom-seg with it\n")
