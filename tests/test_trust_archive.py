@@ -105,6 +105,8 @@ def test_packing_elsewhere_and_later_gives_the_same_bytes(
         "PYTHONPATH": str(ROOT),
     }
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True, capture_output=True)
+    with zipfile.ZipFile(tmp_path / "other.zip") as other, zipfile.ZipFile(packed_bundle) as first:
+        assert [n for n in first.namelist() if n not in other.namelist() or other.read(n) != first.read(n)] == []
     assert (tmp_path / "other.zip").read_bytes() == packed_bundle.read_bytes()
     assert stat.S_IMODE((tmp_path / "other.zip").stat().st_mode) == 0o600
 
