@@ -24,7 +24,6 @@ import yaml
 
 from medunet import verbs
 from medunet.errors import PlanError
-from medunet.networks import FAMILY
 from medunet.planning import Budget, Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +70,7 @@ def run(member: str, options: argparse.Namespace, common: Mapping[str, Any]) -> 
     verbs.train(bundle, options.fold, {"quiet": True, "device::name": options.device, "resume": begun})
     scores = json.loads((bundle / "eval" / f"fold_{options.fold}" / "scores.json").read_text())
     definition = dict(plan["network"])
-    network = FAMILY[definition.pop("_target_", "medunet.networks.UNet")](**definition)
+    network = member(definition.pop("_target_", "medunet.networks.UNet"))(**definition)
     result = {
         "asked": asked,
         "dice": scores["summary"]["dice"]["mean"],

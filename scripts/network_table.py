@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medunet.errors import MedunetError, NetworkError
 from medunet.inference.backends import make_backend
-from medunet.networks import FAMILY, survey
+from medunet.networks import member, survey
 from medunet.planning import Budget, Fingerprint, plan
 from medunet.planning.fingerprint import ChannelIntensity
 from medunet.training import DiceCE
@@ -65,7 +65,7 @@ def row(name: str, overlay: dict[str, Any], dims: int, timed: bool) -> str:
     chosen = {**overlay, "dims": dims, "patch_size": patch, "batch_size": 1}
     made = plan(fingerprint(dims), Budget(memory=10**12), chosen, survey)
     definition = dict(made.network)
-    network = FAMILY[definition.pop("_target_", "medunet.networks.UNet")](**definition)
+    network = member(definition.pop("_target_", "medunet.networks.UNet"))(**definition)
     image = torch.randn(1, 1, *patch)
     if timed:
         forward, step = (f"{value:.2f}" for value in seconds(network, image))

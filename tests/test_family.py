@@ -22,7 +22,8 @@ from medunet import verbs
 from medunet.data.volume import read_label
 from medunet.errors import NetworkError, PlanError
 from medunet.inference.backends import make_backend
-from medunet.networks import FAMILY, UNETR, DynUNet, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
+from medunet.networks import UNETR, DynUNet, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
+from medunet.networks import member as family_member
 from medunet.networks.mednext import MedNeXtBlock
 from medunet.networks.receptive import fitting_size, output_margin, tile_halo
 from medunet.networks.residual import PreactivatedBlock, ResidualBlock
@@ -68,7 +69,7 @@ def tiny(member: str, dims: int) -> tuple[nn.Module, Plan]:
 
 def built(definition: Mapping[str, Any]) -> nn.Module:
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
-    return FAMILY[str(definition.get("_target_", "medunet.networks.UNet"))](**arguments)
+    return family_member(str(definition.get("_target_", "medunet.networks.UNet")))(**arguments)
 
 
 def batch_of(member: str, dims: int) -> int:
@@ -511,11 +512,11 @@ def test_descendants_without_padding(options: dict[str, Any]) -> None:
 
 MEASURE = """
 import json, sys, torch
-from medunet.networks import FAMILY
+from medunet.networks import member
 from medunet.training.losses import DiceCE
 torch.set_num_threads(1)
 definition, batch, patch = json.loads(sys.argv[1])
-network = FAMILY[definition.pop("_target_", "medunet.networks.UNet")](**definition)
+network = member(definition.pop("_target_", "medunet.networks.UNet"))(**definition)
 loss, optimizer = DiceCE(2), torch.optim.AdamW(network.parameters())
 def kept(key):  # of this program: ru_maxrss would count what started it
     return int(open('/proc/self/status').read().split(key + ':')[1].split()[0]) * 1024

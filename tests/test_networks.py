@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from torch import nn
 
+import medunet.networks
 from medunet import verbs
 from medunet.data.transforms import Frame
 from medunet.data.volume import read_label
@@ -407,3 +410,12 @@ def test_without_padding_from_plan_to_prediction(dims: int, phantom_dataset: Pat
     assert engine.together(UNet(**made.network)) == 1  # windows follow the size of the image
     (made_of,) = (tmp_path / "out").glob("*.nii.gz")
     assert read_label(made_of).array.shape == read_label(image).array.shape
+
+
+def test_networks_of_our_own_need_no_monai() -> None:
+    code = "import sys; import medunet.networks as n; assert 'monai' not in sys.modules; n.VNet(2, 1, 2)"
+        "import sys, medunet.networks as n; n.UNet.of_depth(2, 4); assert 'monai' not in sys.modules; n.VNet(2, 1, 2)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'Unet'"):
+        medunet.networks.Unet  # noqa: B018

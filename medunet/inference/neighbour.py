@@ -15,7 +15,7 @@ from torch import nn
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, load_weights
-from medunet.networks import FAMILY, Ensemble
+from medunet.networks import FAMILY, Ensemble, member
 
 if TYPE_CHECKING:
     from medunet.inference.windows import WindowInferer
@@ -52,7 +52,7 @@ class Neighbour:
 
     def network(self) -> nn.Module:
         """Its network, or all members of it, with weights."""
-        network = Ensemble(FAMILY[self._target](**self._network)).eval()
+        network = Ensemble(member(self._target)(**self._network)).eval()
         load_weights(network, self.folder / MODEL)
         return network
 
