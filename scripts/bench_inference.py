@@ -11,6 +11,7 @@ Run it on a quiet machine; it prints Markdown tables.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -162,9 +163,41 @@ def precision(bench: Bench, minutes: float) -> dict[str, Any]:
     return {"runs": [], "seconds": seconds, "agreement": [row]}
 
 
+def window(bench: Bench, minutes: float) -> dict[str, Any]:
+    """Seconds of one window in every way that this machine can run the network: the fastest of some, in turns."""
+    torch = importlib.import_module("torch")
+    backends = importlib.import_module("medunet.inference.backends")
+    ways = importlib.import_module("medunet.inference.backends.pytorch").WAYS
+    load_segmenter = importlib.import_module("medunet.bundle.segmenting").load_segmenter
+    parts = load_segmenter(trained_bundle(bench.work, minutes), {"inferer::backend": "torch"})
+    edges, device = parts.inferer.patch, parts.device
+    example = torch.randn((1, 1, *edges), generator=torch.Generator().manual_seed(0)).to(device)
+    made: dict[str, Any] = {}
+    first: dict[str, float] = {}
+    makers = {
+        way: partial(backends.TorchBackend, copy.deepcopy(parts.network), device, device.type == "cuda", way)
+        for way in ways
+    }
+    if device.type == "cpu":
+        for name in backends.NAMES[1:]:
+            makers[name] = partial(backends.make_backend, name, parts.network, device, edges, 1)
+    for name, maker in makers.items():
+        start = time.perf_counter()
+        made[name] = maker()
+        made[name](example)
+        first[name] = time.perf_counter() - start
+    best = dict.fromkeys(made, float("inf"))
+    for _ in range(bench.pick(4, 1)):
+        for name, backend in made.items():
+            start = time.perf_counter()
+            float(backend(example).flatten()[0])  # waits for the device
+            best[name] = min(best[name], time.perf_counter() - start)
+    return {"runs": [], "seconds": best, "first": first}
+
+
 CASES: dict[str, Callable[[Bench, float], dict[str, Any]]] = {
     "speed": speed, "air": air, "memory": memory, "small": small, "overhead": overhead,
-    "precision": precision,
+    "precision": precision, "window": window,
 }  # fmt: skip
 
 

@@ -42,6 +42,10 @@ def show(name: str, result: dict[str, Any]) -> str:
             if r.network
         ]
         return table(("peer", "s beyond the network", "s network", "share"), rows)
+    if name == "window":
+        plain = result["seconds"]["plain"]
+        rows = [[n, f"{s:.3f}", f"{s / plain:.2f}", f"{result['first'][n]:.1f}"] for n, s in result["seconds"].items()]
+        return table(("way", "s a window", "of plain PyTorch", "s to prepare, with the first window"), rows)
     if name == "precision":
         words = "{:.1f} s in float32, {:.1f} s in bfloat16.\n".format(*result["seconds"])
         return words + "\n" + _agreement(result)

@@ -319,6 +319,7 @@ def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.Monk
     none = choice.fastest_way(plain, False, example, 40)
     assert none.backend is plain
     assert "channels-last left out: its logits differ by 0.0% of their range" in none.sentence
+    assert all(parameter.is_contiguous() for parameter in network.parameters())
 
 
 class Unexportable(nn.Module):

@@ -33,6 +33,8 @@ _BY_MAGIC = {
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PACKED = 5_000  # times smaller than its pixels can no compressed file be
 _LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114 (ITU-R BT.601)
+_PLAIN = {"1": 1, "L": 1, "I;16": 1, "I": 1, "F": 1, "RGB": 3}
+"""Components of Pillow's modes of which nothing more has to be looked at."""
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -88,6 +90,11 @@ def read_header(path: Path) -> PictureHeader:
             pages = 1 if tiff.page_is_channel else len(tiff.pages)
             components *= len(tiff.pages) if tiff.page_is_channel else 1
             return PictureHeader((tiff.columns, tiff.rows, pages), components, tiff.spacing)
+    else:
+        with _opened(path) as image:
+            _require_plausible(path, *image.size, len(image.getbands()))
+            if image.mode in _PLAIN and getattr(image, "n_frames", 1) == 1:
+                return PictureHeader((*image.size, 1), _PLAIN[image.mode], _dots(image))
     picture = read_picture(path)
     return PictureHeader(picture.array.shape[1:], picture.array.shape[0], picture.spacing)
 

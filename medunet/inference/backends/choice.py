@@ -131,6 +131,8 @@ def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -
         backend, seconds = tried
         times[backend.name] = seconds
         best = backend if seconds < times[best.name] else best
+    if best is plain:
+        plain.arrange()
     return Choice(best, _sentence(best.name, times, refused), times[best.name])
 
 

@@ -33,8 +33,13 @@ class TorchBackend:
         self.last = way != WAYS[0]
         self._run = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if way == WAYS[2] else network
         if self.last:
-            for parameter in network.parameters():
-                parameter.data = parameter.data.contiguous(memory_format=channels_last(parameter))
+            self.arrange()
+
+    def arrange(self) -> None:
+        """Lay the weights out in memory as this way wants them; another way may have had the network since."""
+        for parameter in self.network.parameters():
+            layout = channels_last(parameter) if self.last else torch.contiguous_format
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""
