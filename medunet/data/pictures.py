@@ -92,9 +92,10 @@ def read_header(path: Path) -> PictureHeader:
             return PictureHeader((tiff.columns, tiff.rows, pages), components, tiff.spacing)
     else:
         with _opened(path) as image:
-            _require_plausible(path, *image.size, len(image.getbands()))
+            columns, rows = image.size
+            _require_plausible(path, columns, rows, len(image.getbands()))
             if image.mode in _PLAIN and getattr(image, "n_frames", 1) == 1:
-                return PictureHeader((*image.size, 1), _PLAIN[image.mode], _dots(image))
+                return PictureHeader((columns, rows, 1), _PLAIN[image.mode], _dots(image))
     picture = read_picture(path)
     return PictureHeader(picture.array.shape[1:], picture.array.shape[0], picture.spacing)
 
