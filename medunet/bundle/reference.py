@@ -7,8 +7,7 @@ the same parts as in ``medunet predict``, on the CPU with one thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +67,11 @@ def run_reference(root: Path) -> Answer:
     """
     from medunet.bundle.running import explained
     from medunet.bundle.segmenting import load_segmenter
+    from medunet.inference.device import one_thread
 
     files = [str(path) for path in sorted((root / "reference").glob("input*.nii"))]
     overrides = {"device::name": "cpu", "inferer::backend": "torch", "inferer::bundle_root": None}
-    with _one_thread(), explained(root / "configs" / "inference.yaml"):
+    with one_thread(), explained(root / "configs" / "inference.yaml"):
         segmenter = load_segmenter(root, overrides)
         item = segmenter.preprocessing({"image": files[0] if len(files) == 1 else files})
         seen = segmenter.inferer.frame.see(item["image"])
@@ -225,15 +225,3 @@ def _affine(orientation: str, spacing: Any) -> Affine:
     for axis, (code, step) in enumerate(zip(orientation, spacing, strict=True)):
         affine["RLAPSI".index(code) // 2, axis] = step if code in "RAS" else -step
     return affine
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
