@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import medunet
 from medunet.bundle.running import load_workflow, train_bundle
 from medunet.bundle.segmenting import load_segmenter
+from medunet.data.grid import Grid
 from medunet.data.transforms import Frame
-from medunet.data.volume import read_volume
+from medunet.data.volume import read_volume, write_label
 from medunet.errors import BundleError, NetworkError, PlanError
 from medunet.evaluation import components as evaluation_components
 from medunet.evaluation.components import Found, apply_rules, prove
@@ -33,7 +34,7 @@ from medunet.networks import Ensemble, UNet
 from medunet.networks.ensemble import joined, member_of, members_in
 from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.planning.settings import validate
-from medunet.training.folds import cross_validation
+from medunet.training.folds import _proved, cross_validation
 from medunet.trust.archive import content_checks
 from medunet.trust.archive.bundle_files import Contents
 from medunet.trust.archive.slices import Slice
@@ -458,6 +459,37 @@ def test_a_class_that_is_rightly_not_found_counts() -> None:
     rule, evidence = prove(absent + there)
     assert rule is not None
     assert (evidence["dice_before"], evidence["dice_after"]) == (0.5, 1.0)
+
+
+def write_folds(bundle: Path, fake: int) -> list[dict[str, Any]]:
+    """Twelve cases of one fold: a cube that is found, and a smaller one beside it that nobody drew (`fake` there)."""
+    folder = bundle / "eval" / "fold_0"
+    cases = []
+    for number in range(12):
+        reference = np.zeros((20, 10, 10), np.uint8)
+        reference[2:8, 2:8, 2:8] = 3
+        prediction = reference.copy()
+        prediction[14:17, 2 : 5 + number % 3, 2:5] = 3
+        reference[12:] = fake
+        (folder / "references").mkdir(parents=True, exist_ok=True)
+        path = folder / "references" / f"{number}.nii.gz"
+        write_label(path, reference, Grid(reference.shape, np.eye(4)))
+        write_label(folder / "predictions" / path.name, prediction, Grid(reference.shape, np.eye(4)))
+        cases.append({"id": str(number), "fold": 0, "reference": str(path)})
+    return cases
+
+
+def test_what_nobody_annotated_proves_no_rule(tmp_path: Path) -> None:
+    """A second part that is wrong proves a rule; where nobody looked, the same part is neither wrong nor right."""
+    rules, _ = _proved(tmp_path / "wrong", write_folds(tmp_path / "wrong", 0), {"a": 3}, 255)
+    assert list(rules) == ["a"]
+    rules, evidence = _proved(tmp_path / "unknown", write_folds(tmp_path / "unknown", 255), {"a": 3}, 255)
+    assert rules == {}
+    assert evidence == {"a": {"cases": 12, "tried": 1}}  # no false part, so that only the largest was tried
+    half = np.array([[[3, 3, 3, 0, 3]]]), np.array([[[3, 3, 9, 0, 9]]])
+    found = Found.of(*half, 3, 1.0, 9)
+    assert (found.sizes.tolist(), found.scored.tolist(), found.inside.tolist()) == ([3, 1], [2, 0], [2, 0])
+    assert found.dice(None) == found.dice({"largest": True}) == 1.0
 
 
 def test_rules_are_applied_on_every_path_and_only_to_their_weights(
