@@ -23,7 +23,7 @@ from medunet.evaluation import report, scores
 from medunet.evaluation.components import Found, prove
 from medunet.inference.quality import QUALITY, Calibration, Scored
 from medunet.inference.weights import COMPONENTS, MODEL, file_digest, read_state, weights_digest
-from medunet.networks.ensemble import joined
+from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
 
 CROSS_VALIDATION = "eval/cross_validation.json"
@@ -35,6 +35,21 @@ _METADATA = "configs/metadata.json"
 def fold_weights(bundle: Path, fold: int) -> Path:
     """Where a fold's best weights are kept."""
     return bundle / "models" / f"fold_{fold}.pt"
+
+
+def held_out_by(bundle: Path, weights: Path) -> int | None:
+    """The fold whose validation cases no network in these weights was trained on; None where that is not known.
+
+    Raises:
+        BundleError: there is none, since they are an ensemble.
+    """
+    if members_in(read_state(weights)):
+        raise BundleError(
+            f"{weights}: is an ensemble, trained on the validation cases of every fold; evaluate the test cases "
+            f"(--part test), or take {CROSS_VALIDATION}"
+        )
+    noted = (path for path in bundle.glob(f"eval/fold_*/{CERTAINTY}") if read_certainty(path, weights))
+    return next((int(path.parent.name.removeprefix("fold_")) for path in noted), None)
 
 
 def begin(bundle: Path) -> set[int]:
