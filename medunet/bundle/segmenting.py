@@ -35,7 +35,7 @@ def load_segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
             inferer=part("inferer"),
             postprocessing=part("postprocessing"),
             device=part("device"),
-            digest=model_digest(root, overrides, weights.path),
+            digest=model_digest(root, overrides, weights.path.resolve()),
             output_format=part("save").output_format,
             calibrations=read_calibrations(root, file_digest(weights.path)),
         )
