@@ -102,11 +102,11 @@ map on each image's own grid, for review by a person who knows the anatomy.
 
 def _labels(facts: Mapping[str, Any]) -> str:
     if any(row["members"] for row in facts["labels"]):
-        rows = [(r["value"], r["name"], ", ".join(r["members"]) or "–", r["code"] or "–") for r in facts["labels"]]
+        regions = [(r["value"], r["name"], ", ".join(r["members"]) or "–", r["code"] or "–") for r in facts["labels"]]
         header = ("value", "name", "all values that belong to it", "code in DICOM results")
         return (
             "## Labels\n\nLabels are regions, which may overlap. Of those that a voxel lies in, the value of the last one\n"
-            "in this table is written.\n\n" + table(header, rows)
+            "in this table is written.\n\n" + table(header, regions)
         )
     rows = [(row["value"], row["name"], row["code"] or "–") for row in facts["labels"]]
     return "## Labels\n\n" + table(("value", "name", "code in DICOM results"), rows)
