@@ -703,7 +703,7 @@ def test_a_coarser_bundle_of_other_channels_is_refused(tmp_path: Path) -> None:
     inferer = WindowInferer(
         frame, LABELS, (16, 16, 16), region=rule, bundle_root=str(tmp_path), channels=["T1", "FLAIR"]
     )
-    with pytest.raises(BundleError, match="has the channels .*; a bundle that tells a region has the same"):
+    with pytest.raises(BundleError, match=r"has the channels .*; a bundle that tells a region has the same"):
         inferer(MetaTensor(torch.zeros((1, 2, 20, 20, 20)), affine=torch.eye(4)), unet())
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,15 @@ def test_index_fingerprint_and_plan(tmp_path: Path) -> None:
     assert "organs, liver, lesion, later ones on top" in plan.reasons["regions"]
     output = json.loads((tmp_path / "b/configs/metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
     assert (output["num_channels"], output["channel_def"]) == (3, {"0": "organs", "1": "liver", "2": "lesion"})
+
+
+def test_a_dataset_with_regions_in_another_order_is_another_one(tmp_path: Path) -> None:
+    """The order decides what is written on top, and which output is whose."""
+    index = read_index(regions_dataset(tmp_path / "d"))
+    assert Index.from_json(json.loads(json.dumps(index.as_json()))).digest() == index.digest()
+    turned = replace(index, regions=dict(reversed(index.regions.items())))
+    assert turned == index  # to Python, dictionaries have no order
+    assert turned.digest() != index.digest()
 
 
 def command(*words: str, cwd: Path) -> None:

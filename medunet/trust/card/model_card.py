@@ -139,7 +139,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _labels(metadata: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Value, name, code and, of a region, all values of each label: from the plan, else from the format of the network's output."""
+    """Value, name, code and a region's values of each label: from the plan, else from the format of the output."""
     labels = plan.get("labels")
     if not isinstance(labels, dict):
         output = (metadata.get("network_data_format") or {}).get("outputs", {}).get("pred", {})

@@ -105,8 +105,8 @@ def _labels(facts: Mapping[str, Any]) -> str:
         regions = [(r["value"], r["name"], ", ".join(r["members"]) or "–", r["code"] or "–") for r in facts["labels"]]
         header = ("value", "name", "all values that belong to it", "code in DICOM results")
         return (
-            "## Labels\n\nLabels are regions, which may overlap. Of those that a voxel lies in, the value of the last one\n"
-            "in this table is written.\n\n" + table(header, regions)
+            "## Labels\n\nLabels are regions, which may overlap. Of those that a voxel lies in, the value of the last\n"
+            "one in this table is written.\n\n" + table(header, regions)
         )
     rows = [(row["value"], row["name"], row["code"] or "–") for row in facts["labels"]]
     return "## Labels\n\n" + table(("value", "name", "code in DICOM results"), rows)
