@@ -13,27 +13,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor, nn
 
 import medunet
-from medunet.bundle.running import load_workflow, train_bundle
+from medunet.bundle.running import explained, load_workflow, train_bundle
 from medunet.bundle.segmenting import load_segmenter
+from medunet.data.grid import Grid
 from medunet.data.transforms import Frame
-from medunet.data.volume import read_volume
+from medunet.data.volume import read_volume, write_label
 from medunet.errors import BundleError, NetworkError, PlanError
 from medunet.evaluation import components as evaluation_components
 from medunet.evaluation.components import Found, apply_rules, prove
 from medunet.inference import WindowInferer
 from medunet.inference.backends import make_backend
 from medunet.inference.components import read_rules
+from medunet.inference.quality import Calibration
 from medunet.inference.weights import load_weights, model_digest, read_state, weights_digest
-from medunet.networks import Ensemble, UNet
+from medunet.networks import UNETR, Ensemble, UNet
 from medunet.networks.ensemble import joined, member_of, members_in
 from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.planning.settings import validate
-from medunet.training.folds import cross_validation
+from medunet.training.folds import _proved, cross_validation
 from medunet.trust.archive import content_checks
 from medunet.trust.archive.bundle_files import Contents
 from medunet.trust.archive.slices import Slice
@@ -112,6 +115,8 @@ def test_what_a_network_says_of_itself_an_ensemble_says_too() -> None:
         assert fitting_size(ensemble, (21, 22, 23)) == fitting_size(network, (21, 22, 23))
         assert tile_halo(ensemble, 3) == tile_halo(network, 3)
     assert spatial_divisor(Ensemble(nn.Conv3d(1, 1, 1)), 3) == (32, 32, 32)  # it says nothing
+    unetr = UNETR(3, 1, 2, [16, 16, 16], base_channels=4, hidden_size=8, mlp_dim=8, num_heads=2)
+    assert tile_halo(Ensemble(unetr), 3) is tile_halo(unetr, 3) is None  # it takes inputs of one size alone
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino", "onnx"])
@@ -320,6 +325,40 @@ def test_monai_trains_a_single_fold_of_an_ensemble(ensemble: Path, tmp_path: Pat
     assert medunet.report(bundle).parent.name.startswith("fold_")
 
 
+def evaluated(bundle: Path, dataset: Path, overrides: dict[str, Any]) -> Any:
+    """The scores of a run of ``evaluate.yaml``."""
+    configs = bundle / "configs"
+    files = [str(configs / "inference.yaml"), str(configs / "evaluate.yaml")]
+    workflow = ConfigWorkflow(
+        config_file=files, meta_file=str(configs / "metadata.json"), logging_file=False, workflow_type="infer",
+        bundle_root=str(bundle), dataset_dir=str(dataset),
+    )  # fmt: skip
+    for key, value in {"device::name": "cpu", "inferer::backend": "torch", **overrides}.items():
+        workflow.parser[key] = value
+    with explained(configs / "evaluate.yaml"):
+        workflow.initialize()
+        workflow.run()
+    return read(bundle / "eval" / "evaluation" / "scores.json")
+
+
+def test_cases_that_the_weights_were_trained_on_are_not_evaluated(
+    ensemble: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    first, other = folds_of(bundle)[:2]
+    words = r"is an ensemble, trained on the validation cases of every fold; evaluate the test cases \(--part test\)"
+    with pytest.raises(BundleError, match=words):
+        evaluated(bundle, phantom_dataset, {"fold": first})
+    own = {"weights::path": f"models/fold_{first}.pt"}
+    words = rf"fold_{first}\.pt: is of fold {first}, which was trained on cases that fold {other} holds out; evaluate f"
+    with pytest.raises(BundleError, match=words):
+        evaluated(bundle, phantom_dataset, {**own, "fold": other})
+    assert not (bundle / "eval" / "evaluation" / "scores.json").exists()
+    scored = evaluated(bundle, phantom_dataset, {**own, "fold": first})
+    pooled = read(bundle / "eval" / "cross_validation.json")["cases"]
+    assert {case["id"] for case in scored["cases"]} == {case["id"] for case in pooled if case["fold"] == first}
+
+
 def test_a_run_begins_with_the_first_network_of_an_ensemble(
     ensemble: Path, planned_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -460,6 +499,37 @@ def test_a_class_that_is_rightly_not_found_counts() -> None:
     assert (evidence["dice_before"], evidence["dice_after"]) == (0.5, 1.0)
 
 
+def write_folds(bundle: Path, fake: int) -> list[dict[str, Any]]:
+    """Twelve cases of one fold: a cube that is found, and a smaller one beside it that nobody drew (`fake` there)."""
+    folder = bundle / "eval" / "fold_0"
+    cases = []
+    for number in range(12):
+        reference = np.zeros((20, 10, 10), np.uint8)
+        reference[2:8, 2:8, 2:8] = 3
+        prediction = reference.copy()
+        prediction[14:17, 2 : 5 + number % 3, 2:5] = 3
+        reference[12:] = fake
+        (folder / "references").mkdir(parents=True, exist_ok=True)
+        path = folder / "references" / f"{number}.nii.gz"
+        write_label(path, reference, Grid(reference.shape, np.eye(4)))
+        write_label(folder / "predictions" / path.name, prediction, Grid(reference.shape, np.eye(4)))
+        cases.append({"id": str(number), "fold": 0, "reference": str(path)})
+    return cases
+
+
+def test_what_nobody_annotated_proves_no_rule(tmp_path: Path) -> None:
+    """A second part that is wrong proves a rule; where nobody looked, the same part is neither wrong nor right."""
+    rules, _ = _proved(tmp_path / "wrong", write_folds(tmp_path / "wrong", 0), {"a": 3}, 255)
+    assert list(rules) == ["a"]
+    rules, evidence = _proved(tmp_path / "unknown", write_folds(tmp_path / "unknown", 255), {"a": 3}, 255)
+    assert rules == {}
+    assert evidence == {"a": {"cases": 12, "tried": 1}}  # no false part, so that only the largest was tried
+    half = np.array([[[3, 3, 3, 0, 3]]]), np.array([[[3, 3, 9, 0, 9]]])
+    found = Found.of(*half, 3, 1.0, 9)
+    assert (found.sizes.tolist(), found.scored.tolist(), found.inside.tolist()) == ([3, 1], [2, 0], [2, 0])
+    assert found.dice(None) == found.dice({"largest": True}) == 1.0
+
+
 def test_rules_are_applied_on_every_path_and_only_to_their_weights(
     trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
 ) -> None:
@@ -480,6 +550,17 @@ def test_rules_are_applied_on_every_path_and_only_to_their_weights(
     values = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "run"), "device::name": "cpu"}
     load_workflow(bundle, "inference.yaml", "infer", {**values, "inferer::backend": "torch"}).run()
     assert (read_volume(tmp_path / "run" / scan.name).array[0] == expected).all()
+    other = {"weights::path": "models/other.pt"}  # whatever is said of models/model.pt is not said of these
+    state = {key: value * 1.001 for key, value in read_state(bundle / "models" / "model.pt").items()}
+    torch.save(state, bundle / "models" / "other.pt")
+    rest = voxels(bundle, scan, tmp_path / "other", other)
+    assert (rest == value).sum() > size / 2
+    quality = {"weights": weights_digest(bundle), "fold": 0, "classes": {name: Calibration(0, 1, 1, 9, True).as_json()}}
+    (bundle / "models" / "quality.json").write_text(json.dumps(quality))
+    assert set(load_segmenter(bundle, {}).calibrations) == {name}
+    assert load_segmenter(bundle, other).calibrations == {}
+    torch.save({key: value * 0 for key, value in state.items()}, bundle / "models" / "other.pt")
+    assert not (voxels(bundle, scan, tmp_path / "other", other) == rest).all()  # other weights under the same name
     path.write_text(json.dumps({"weights": "0" * 64, "rules": rules, "evidence": {}}))
     assert read_rules(bundle) == {}
     assert (voxels(bundle, scan, tmp_path / "plain") == plain).all()
@@ -596,6 +677,41 @@ def test_partners_see_all_of_a_file_and_regions_are_averaged(tmp_path: Path) -> 
         said(other, own)
 
 
+@pytest.mark.parametrize(
+    ("facts", "theirs", "words"),
+    [
+        ({"regions": {"a": [3, 7], "b": [7]}}, {"regions": {"a": [3], "b": [7]}}, r"has the regions {'a': \[3\], "),
+        ({"regions": {"a": [3, 7], "b": [7]}}, {}, "has the regions None, "),
+        ({"regions": {}}, {"regions": {"a": [3, 7], "b": [7]}}, "the bundle that runs has {}; a bundle that is a part"),
+        ({"channels": ["T1", "FLAIR"]}, {"channels": ["FLAIR", "T1"]}, "has the channels .*'FLAIR', 'T1'.*, the bundl"),
+    ],
+)
+def test_a_partner_of_other_regions_or_channels_is_refused(
+    facts: dict[str, Any], theirs: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """Their outputs are as many, so that they would be averaged without a word."""
+    write_plan(tmp_path / "p", {"labels": LABELS, "network": {"_target_": "medunet.networks.UNet"}, **theirs})
+    frame = Frame("RAS", (1, 1, 1), [{"scheme": "zscore"}])
+    inferer = WindowInferer(frame, LABELS, (16, 16, 16), partners=["p"], bundle_root=str(tmp_path), **facts)
+    with pytest.raises(BundleError, match=words):
+        inferer(MetaTensor(torch.zeros((1, 1, 20, 20, 20)), affine=torch.eye(4)), unet())
+
+
+def test_a_coarser_bundle_of_other_channels_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path / "p", {"channels": ["FLAIR", "T1"], "network": {"_target_": "medunet.networks.UNet"}})
+    frame, rule = Frame("RAS", (1, 1, 1), [{"scheme": "zscore"}] * 2), {"bundle": "p", "margin": 5}
+    inferer = WindowInferer(
+        frame, LABELS, (16, 16, 16), region=rule, bundle_root=str(tmp_path), channels=["T1", "FLAIR"]
+    )
+    with pytest.raises(BundleError, match=r"has the channels .*; a bundle that tells a region has the same"):
+        inferer(MetaTensor(torch.zeros((1, 2, 20, 20, 20)), affine=torch.eye(4)), unet())
+
+
+def write_plan(bundle: Path, plan: dict[str, Any]) -> None:
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "metadata.json").write_text(json.dumps({"plan": plan}))
+
+
 def test_a_partner_that_does_not_fit_is_told(phantom_dataset: Path, planned_bundle: Path, tmp_path: Path) -> None:
     image = MetaTensor(torch.zeros((1, 20, 20, 20)), affine=torch.eye(4))
 
@@ -607,7 +723,7 @@ def test_a_partner_that_does_not_fit_is_told(phantom_dataset: Path, planned_bund
     with pytest.raises(BundleError, match=r"has this bundle for a partner, and it is missing; .* --set inferer::partn"):
         segment(LABELS)
     shutil.copytree(planned_bundle, tmp_path / "p")
-    with pytest.raises(BundleError, match=r"has the labels .*, the bundle that runs has .*; partners have the same"):
+    with pytest.raises(BundleError, match=r"has the labels .*, the bundle that runs has .*; a bundle that is a part"):
         segment(LABELS)
     path = tmp_path / "p" / "configs" / "metadata.json"
     labels = read(path)["plan"]["labels"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,15 @@ def test_index_fingerprint_and_plan(tmp_path: Path) -> None:
     assert (output["num_channels"], output["channel_def"]) == (3, {"0": "organs", "1": "liver", "2": "lesion"})
 
 
+def test_a_dataset_with_regions_in_another_order_is_another_one(tmp_path: Path) -> None:
+    """The order decides what is written on top, and which output is whose."""
+    index = read_index(regions_dataset(tmp_path / "d"))
+    assert Index.from_json(json.loads(json.dumps(index.as_json()))).digest() == index.digest()
+    turned = replace(index, regions=dict(reversed(index.regions.items())))
+    assert turned == index  # to Python, dictionaries have no order
+    assert turned.digest() != index.digest()
+
+
 def command(*words: str, cwd: Path) -> None:
     environment = {**os.environ, "MONAI_EVAL_EXPR": "0", "PYTHONPATH": str(Path(medunet.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True)
@@ -261,6 +271,46 @@ def test_the_whole_way(tmp_path: Path) -> None:
     command("medunet", "pack", "b", "-o", "b.zip", cwd=tmp_path)
     assert (tmp_path / "b.zip").is_file()
     assert data.is_dir()
+
+
+def test_all_folds_of_regions_with_voxels_nobody_annotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUNET_HOME", str(tmp_path / "home"))
+    data = regions_dataset(tmp_path / "d", {"labels": {"background": 0, **ORGANS, "ignore": 255}})
+    paths = sorted((data / "labelsTr").glob("*.nii.gz"))
+    for path in paths:
+        label = read_label(path)
+        array = label.array[0].copy()
+        array[..., : label.grid.shape[2] // 2] = 255
+        array[np.isin(array, [4])] = 2 if path == paths[0] else 4  # a case without a lesion
+        write_label(path, array, label.grid)
+    bundle = tmp_path / "b"
+    verbs.plan(data, bundle, Budget(epochs=1), {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3})
+    scored = verbs.train(bundle, "all", {"quiet": True, "device::name": "cpu"})
+    content = json.loads(scored[-1].read_text())
+    assert set(content["classes"]) == set(ORGANS)
+    assert len(content["cases"]) == 6
+    for case in content["cases"]:
+        prediction = read_label(bundle / case["prediction"]).array
+        reference = read_label(Path(case["reference"])).array
+        for name, values in ORGANS.items():
+            one, other = np.isin(prediction, values) & (reference != 255), np.isin(reference, values)
+            total = np.count_nonzero(one) + np.count_nonzero(other)
+            dice = 2 * np.count_nonzero(one & other) / total if total else None
+            assert case["classes"][name]["dice"] == (None if dice is None else pytest.approx(dice))
+    components = json.loads((bundle / "models/components.json").read_text())
+    assert (components["rules"], components["evidence"]) == ({}, {})  # of regions there are no rules
+    assert set(json.loads((bundle / "models/quality.json").read_text())["classes"]) == set(ORGANS)
+    verbs.pack(bundle, tmp_path / "b.zip", say=lambda text: None)
+    found = verbs.verify(tmp_path / "b.zip")
+    assert found.verified, [check for check in found.checks if check.state == "failed"]
+    verbs.unpack(tmp_path / "b.zip", tmp_path / "u")
+    card = (tmp_path / "u" / "docs" / "README.md").read_text()
+    assert "| 2 | liver | 2, 4 |" in card
+    assert "may overlap" in card
+    image = sorted((data / "imagesTr").glob("*.nii.gz"))[0]
+    (result,) = verbs.predict(tmp_path / "u", [image], tmp_path / "out", {"inferer::backend": "torch"})
+    assert result.state == "done"
+    assert list(result.quality) == list(ORGANS)
 
 
 def test_dicom_objects_hold_what_is_visible_and_say_so(tmp_path: Path) -> None:

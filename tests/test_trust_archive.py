@@ -84,11 +84,12 @@ def test_what_was_unpacked_verifies_and_packs_to_the_same_bytes(packed_bundle: P
     assert (tmp_path / "again.zip").read_bytes() == packed_bundle.read_bytes()
 
 
-def test_packing_elsewhere_and_later_gives_the_same_bytes(
-    packed_bundle: Path, trained_bundle: Path, tmp_path: Path
-) -> None:
+def test_packing_elsewhere_and_later_gives_the_same_bytes(trained_bundle: Path, tmp_path: Path) -> None:
+    """Packed one after the other: an archive names the commit of this checkout, and a commit may be made meanwhile."""
     bundle = tmp_path / "somewhere else" / "bundle"
     shutil.copytree(trained_bundle, bundle)
+    packed = tmp_path / "here.zip"
+    verbs.pack(trained_bundle, packed)
     for path in bundle.rglob("*"):
         os.utime(path, (1e9, 1e9))
         path.chmod(0o755)
@@ -105,9 +106,9 @@ def test_packing_elsewhere_and_later_gives_the_same_bytes(
         "PYTHONPATH": str(ROOT),
     }
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True, capture_output=True)
-    with zipfile.ZipFile(tmp_path / "other.zip") as other, zipfile.ZipFile(packed_bundle) as first:
+    with zipfile.ZipFile(tmp_path / "other.zip") as other, zipfile.ZipFile(packed) as first:
         assert [n for n in first.namelist() if n not in other.namelist() or other.read(n) != first.read(n)] == []
-    assert (tmp_path / "other.zip").read_bytes() == packed_bundle.read_bytes()
+    assert (tmp_path / "other.zip").read_bytes() == packed.read_bytes()
     assert stat.S_IMODE((tmp_path / "other.zip").stat().st_mode) == 0o600
 
 

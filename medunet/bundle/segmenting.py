@@ -21,12 +21,13 @@ def load_segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
     """
     from medunet.inference.quality import read_calibrations
     from medunet.inference.runner import Segmenter
-    from medunet.inference.weights import model_digest, weights_digest
+    from medunet.inference.weights import file_digest, model_digest
 
     with explained(root / "configs" / "inference.yaml"):
         parser = load_workflow(root, "inference.yaml", "infer", overrides).parser
-        parser.get_parsed_content("weights").load()
         part = parser.get_parsed_content
+        weights = part("weights")
+        weights.load()
         return Segmenter(
             plan=read_plan(str(root)),
             network=part("network").eval(),
@@ -34,7 +35,7 @@ def load_segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
             inferer=part("inferer"),
             postprocessing=part("postprocessing"),
             device=part("device"),
-            digest=model_digest(root, overrides),
+            digest=model_digest(root, overrides, weights.path.resolve()),
             output_format=part("save").output_format,
-            calibrations=read_calibrations(root, weights_digest(root)),
+            calibrations=read_calibrations(root, file_digest(weights.path)),
         )

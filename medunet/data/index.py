@@ -131,8 +131,8 @@ class Index:
         return index
 
     def digest(self) -> str:
-        """sha256 over everything but the place of the dataset."""
-        content = json.dumps({**self.as_json(), "root": "", "findings": []}, sort_keys=True)
+        """sha256 over everything but the place of the dataset; the order of labels and regions counts."""
+        content = json.dumps({**self.as_json(), "root": "", "findings": []})
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -124,23 +124,35 @@ def apply_rules(labels: IntArray, rules: Mapping[str, Rule], values: Mapping[str
 
 @dataclass(frozen=True)
 class Found:
-    """The components of a class in the prediction of one case: voxels, those of them in the reference; its voxels."""
+    """The components of a class in the prediction of one case: voxels, those of them in the reference; its voxels.
+
+    `annotated`: those of the components' voxels that somebody annotated, and that can be right or wrong; null: all.
+    """
 
     sizes: IntArray
     inside: IntArray
     reference: int
     voxel_mm3: float
+    annotated: IntArray | None = None
 
     @classmethod
-    def of(cls, prediction: IntArray, reference: IntArray, value: int, voxel_mm3: float) -> Found:
-        """What there is in two label maps (x, y, z)."""
+    def of(
+        cls, prediction: IntArray, reference: IntArray, value: int, voxel_mm3: float, ignore: int | None = None
+    ) -> Found:
+        """What there is in two label maps (x, y, z); `ignore`: the reference's value of voxels nobody annotated."""
         components, mask = Components(prediction, value), reference == value
-        return cls(components.sizes, components.counts(mask), int(np.count_nonzero(mask)), voxel_mm3)
+        annotated = None if ignore is None else components.counts(reference != ignore)
+        return cls(components.sizes, components.counts(mask), int(np.count_nonzero(mask)), voxel_mm3, annotated)
+
+    @property
+    def scored(self) -> IntArray:
+        """The voxels of each component that count in Dice."""
+        return self.sizes if self.annotated is None else self.annotated
 
     def dice(self, rule: Rule | None) -> float:
-        """Dice with or without a rule; 1 where the class is rightly not found."""
+        """Dice of the annotated voxels with or without a rule; 1 where the class is rightly not found."""
         kept = np.ones(len(self.sizes), bool) if rule is None else staying(self.sizes, rule, self.voxel_mm3)
-        total = int(self.sizes[kept].sum()) + self.reference
+        total = int(self.scored[kept].sum()) + self.reference
         return 2 * int(self.inside[kept].sum()) / total if total else 1.0
 
 
@@ -180,8 +192,11 @@ def _interval(difference: FloatArray, draws: IntArray, candidates: int) -> tuple
 
 
 def _candidates(cases: Iterable[Found]) -> list[Rule]:
-    """Smallest sizes just above quantiles of the components that lie outside of the reference, then ``largest``."""
-    false = np.concatenate([(case.sizes * case.voxel_mm3)[case.inside == 0] for case in cases])
+    """Smallest sizes just above quantiles of the components that lie outside of the reference, then ``largest``.
+
+    A component without an annotated voxel lies neither inside nor outside.
+    """
+    false = np.concatenate([(case.sizes * case.voxel_mm3)[(case.inside == 0) & (case.scored > 0)] for case in cases])
     sizes = sorted({_rounded_up(float(size)) for size in np.quantile(false, _QUANTILES)}) if len(false) else []
     return [*({"minimum_mm3": size} for size in sizes), {"largest": True}]
 

@@ -18,21 +18,22 @@ from medunet.inference.weights import COMPONENTS, MODEL, file_digest
 class KeepComponentsd(MapTransform):
     """Keep to the bundle's rules for components in `pred` (1, x, y, z), in place; without a file of rules, as it is.
 
-    Rules are of the weights in ``models/model.pt`` that they were proved for, and stay unused with any others.
+    Rules are of the weights that they were proved for, and stay unused with any others.
 
     Args:
         labels: stored value per class, background first.
         bundle_root: the bundle, with ``models/components.json``.
+        weights: what predicts, below `bundle_root` or absolute.
     """
 
-    def __init__(self, labels: Mapping[str, int], bundle_root: str = ".") -> None:
+    def __init__(self, labels: Mapping[str, int], bundle_root: str = ".", weights: str = MODEL) -> None:
         super().__init__(("pred",))
-        self.labels, self.bundle_root = dict(labels), Path(bundle_root)
+        self.labels, self.bundle_root, self.weights = dict(labels), Path(bundle_root), weights
 
     @cached_property
     def rules(self) -> dict[str, Rule]:
         """Rule per class."""
-        return read_rules(self.bundle_root)
+        return read_rules(self.bundle_root, self.weights)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -42,12 +43,12 @@ class KeepComponentsd(MapTransform):
         return item
 
 
-def read_rules(bundle: Path) -> dict[str, Rule]:
-    """The rules of a bundle's classes; none where they are of other weights than ``models/model.pt``."""
+def read_rules(bundle: Path, weights: str = MODEL) -> dict[str, Rule]:
+    """The rules of a bundle's classes; none where they are of other weights than those that predict."""
     path = bundle / COMPONENTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        fits = content["weights"] == file_digest(bundle / MODEL)
+        fits = content["weights"] == file_digest(bundle / weights)
         return {name: rule for name, rule in content["rules"].items() if is_rule(rule)} if fits else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

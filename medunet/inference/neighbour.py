@@ -37,7 +37,7 @@ class Neighbour:
     """
 
     def __init__(self, folder: Path, role: str) -> None:
-        self.folder = folder
+        self.folder, self.role = folder, role
         path = folder / _METADATA
         try:
             self.plan: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["plan"]
@@ -48,6 +48,19 @@ class Neighbour:
         if self._target not in FAMILY:
             raise BundleError(
                 f"{path}: its network is {self._target}; a bundle that {role} has one of medunet.networks"
+            )
+
+    def require_same(self, name: str, own: Any) -> None:
+        """Refuse a plan that says of `name` something else than the bundle that runs, or the same in another order.
+
+        Raises:
+            BundleError: it does; null is not compared.
+        """
+        theirs = self.plan.get(name)
+        if own is not None and (_ordered(theirs) or None) != (_ordered(own) or None):
+            raise BundleError(
+                f"{self.folder}: has the {name} {theirs}, the bundle that runs has {own}; a bundle that {self.role} "
+                f"has the same"
             )
 
     def network(self) -> nn.Module:
@@ -65,6 +78,13 @@ class Neighbour:
         return WindowInferer(
             frame, plan["labels"], plan["patch_size"], plan["overlap"], border=plan["border"], **options
         )
+
+
+def _ordered(value: Any) -> Any:
+    """The same in lists alone, so that the order of a mapping counts."""
+    if isinstance(value, Mapping):
+        return [[key, _ordered(item)] for key, item in value.items()]
+    return [_ordered(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def seen_by(inferer: WindowInferer, image: NetworkImage, network: nn.Module) -> NetworkImage:

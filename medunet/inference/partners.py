@@ -39,19 +39,25 @@ class Partners:
     Args:
         folders: the other bundles.
         labels: stored value per class that they must have too.
+        facts: what else their plans must say likewise: ``channels``, ``regions``; null: is not compared.
         scratch: where the temporary file of all probabilities lies: 4 bytes per voxel of the file and class.
         options: for their inferers: backend and mixed precision; with ``mirror`` they mirror along their own axes.
 
     Raises:
-        BundleError: (at the first image) a partner is missing, has other labels, or other outputs.
+        BundleError: (at the first image) a partner is missing, has other labels, regions or channels, or other outputs.
         ResourceError: the disk is full.
     """
 
     def __init__(
-        self, folders: Sequence[Path], labels: Mapping[str, int], scratch: Path | None, options: Mapping[str, Any]
+        self,
+        folders: Sequence[Path],
+        labels: Mapping[str, int],
+        facts: Mapping[str, Any],
+        scratch: Path | None,
+        options: Mapping[str, Any],
     ) -> None:
         self.folders, self.labels, self.scratch = list(folders), dict(labels), scratch
-        self.options = dict(options)
+        self.facts, self.options = dict(facts), dict(options)
 
     def segment(
         self, alone: Callable[[Sink], Segmentation], image: NetworkImage, device: torch.device, sink: Sink | None
@@ -91,11 +97,8 @@ class Partners:
                     f"with --set inferer::partners=[]"
                 )
             partner = Neighbour(folder, "is a partner")
-            theirs = dict(partner.plan["labels"])
-            if list(theirs.items()) != list(self.labels.items()):
-                raise BundleError(
-                    f"{folder}: has the labels {theirs}, the bundle that runs has {self.labels}; partners have the same"
-                )
+            for name, own in {"labels": self.labels, **self.facts}.items():
+                partner.require_same(name, own)
             options = dict(self.options)
             axes = partner.plan["mirror_axes"] if options.pop("mirror", False) else ()
             options |= {"bundle_root": str(folder), "region": partner.plan.get("region", "all"), "mirror_axes": axes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,15 @@ class Region:
         rule: see `Rule`; ``body`` needs a channel of calibrated units (CT).
         frame: tells which channel has Hounsfield units.
         bundle_root: what the coarser bundle's path is relative to.
+        channels: the image's, which the coarser bundle must have too; null: they are not compared.
 
     Raises:
         BundleError: the rule is not known, there is no CT channel, or the coarser bundle cannot be used.
     """
 
-    def __init__(self, rule: Rule, frame: Frame, bundle_root: str | None = None) -> None:
+    def __init__(
+        self, rule: Rule, frame: Frame, bundle_root: str | None = None, channels: Sequence[str] | None = None
+    ) -> None:
         self.frame = frame
         self._find: Callable[[NetworkImage, torch.device], AnyArray | None] | None = None
         self.margin = _AROUND_A_BODY
@@ -47,7 +50,7 @@ class Region:
             self._channel = _ct_channel(frame)
             self._find = self._body
         elif isinstance(rule, Mapping) and set(rule) == {"bundle", "margin"}:
-            self._finder = _Finder(Path(bundle_root or ".") / str(rule["bundle"]))
+            self._finder = _Finder(Path(bundle_root or ".") / str(rule["bundle"]), channels)
             self._find, self.margin = self._finder, float(rule["margin"])
         elif rule != "all":
             raise BundleError(f"region {rule!r} is not known; give all, body, or {{bundle: PATH, margin: MM}}")
@@ -71,8 +74,8 @@ class Region:
 class _Finder:
     """Segments with another bundle and gives the bounds of all its classes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, channels: Sequence[str] | None) -> None:
+        self.folder, self.channels = folder, channels
 
     def __call__(self, image: NetworkImage, device: torch.device) -> AnyArray | None:
         from medunet.inference.neighbour import seen_by
@@ -91,6 +94,7 @@ class _Finder:
                 f"predict with --set inferer::region=all"
             )
         other = Neighbour(self.folder, "tells a region")
+        other.require_same("channels", self.channels)
         return other.network(), other.inferer()
 
 

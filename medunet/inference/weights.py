@@ -87,13 +87,14 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def model_digest(bundle: Path, overrides: Mapping[str, Any]) -> str:
+def model_digest(bundle: Path, overrides: Mapping[str, Any], weights: Path | None = None) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
 
-    A coarser bundle that tells the region and partners count too.
+    A coarser bundle that tells the region and partners count too. `weights`: the file, where it is not the bundle's
+    ``models/model.pt``.
     """
     digest = hashlib.sha256()
-    for name in (MODEL, "configs/inference.yaml", _METADATA):
+    for name in (weights or MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
     digest.update((bundle / COMPONENTS).read_bytes() if (bundle / COMPONENTS).is_file() else b"")
     plan = json.loads((bundle / _METADATA).read_bytes())["plan"]

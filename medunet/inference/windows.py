@@ -77,6 +77,8 @@ class WindowInferer(Inferer):
         scratch: where a temporary file of all probabilities lies while partners are averaged; null: the system's place.
         region: where windows lie: ``all``; ``body``: over the box of all that is denser than air, in CT; or
             ``{"bundle": PATH, "margin": MM}``: around all that a coarser bundle finds. The rest is background.
+        channels, regions: the plan's; partners must have the same, a coarser bundle the same channels; null: not
+            compared.
 
     Shapes: MetaTensor (1, channels, x, y, z) -> MetaTensor (1, 1, x, y, z) of stored label values, on the CPU.
 
@@ -102,6 +104,8 @@ class WindowInferer(Inferer):
         region: Rule = "all",
         partners: Sequence[str] = (),
         scratch: str | None = None,
+        channels: Sequence[str] | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.frame, self.values = frame, list(labels.values())
@@ -110,10 +114,11 @@ class WindowInferer(Inferer):
         self.overlap, self.batch_size, self.mirror_axes = float(overlap), batch_size, tuple(mirror_axes)
         self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
         self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
-        self.region = Region(region, frame, bundle_root)
+        self.region = Region(region, frame, bundle_root, channels)
         self.partners = [Path(bundle_root or ".") / str(partner) for partner in partners]
         options = {"backend": backend, "amp": self.amp, "mirror": bool(self.mirror_axes)}
-        self._partners = Partners(self.partners, labels, None if scratch is None else Path(scratch), options)
+        facts = {"channels": channels, "regions": regions}
+        self._partners = Partners(self.partners, labels, facts, None if scratch is None else Path(scratch), options)
         self.importance = importance(self.patch, "constant" if blend == "exact" else blend)
         self.expected = 1
         """How many images like the first are to come: ``auto`` tries more backends for many."""

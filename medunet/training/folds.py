@@ -23,7 +23,7 @@ from medunet.evaluation import report, scores
 from medunet.evaluation.components import Found, prove
 from medunet.inference.quality import QUALITY, Calibration, Scored
 from medunet.inference.weights import COMPONENTS, MODEL, file_digest, read_state, weights_digest
-from medunet.networks.ensemble import joined
+from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
 
 CROSS_VALIDATION = "eval/cross_validation.json"
@@ -35,6 +35,21 @@ _METADATA = "configs/metadata.json"
 def fold_weights(bundle: Path, fold: int) -> Path:
     """Where a fold's best weights are kept."""
     return bundle / "models" / f"fold_{fold}.pt"
+
+
+def held_out_by(bundle: Path, weights: Path) -> int | None:
+    """The fold whose validation cases no network in these weights was trained on; None where that is not known.
+
+    Raises:
+        BundleError: there is none, since they are an ensemble.
+    """
+    if members_in(read_state(weights)):
+        raise BundleError(
+            f"{weights}: is an ensemble, trained on the validation cases of every fold; evaluate the test cases "
+            f"(--part test), or take {CROSS_VALIDATION}"
+        )
+    noted = (path for path in bundle.glob(f"eval/fold_*/{CERTAINTY}") if read_certainty(path, weights))
+    return next((int(path.parent.name.removeprefix("fold_")) for path in noted), None)
 
 
 def begin(bundle: Path) -> set[int]:
@@ -105,7 +120,7 @@ def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any]) -> Pat
     title = f"{plan['name']}, cross-validation"
     report.write_report(content, _report(target), title=title, plan=values, reasons=plan["reasons"], base=target.parent)
     write_json(bundle / QUALITY, {"weights": digest, "fold": "all", "classes": _calibrated(bundle, folds, labels)})
-    rules, evidence = _proved(bundle, content["cases"], labels)
+    rules, evidence = ({}, {}) if plan.get("regions") else _proved(bundle, content["cases"], labels, plan.get("ignore"))
     write_json(bundle / COMPONENTS, {"weights": digest, "rules": rules, "evidence": evidence})
     return target
 
@@ -159,16 +174,19 @@ def read_certainty(path: Path, weights: Path) -> dict[str, Any]:
 
 
 def _proved(
-    bundle: Path, cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int]
+    bundle: Path, cases: Sequence[Mapping[str, Any]], labels: Mapping[str, int], ignore: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rules for components that the predictions of all folds prove, and the numbers behind each class."""
+    """Rules for components that the predictions of all folds prove, and the numbers behind each class.
+
+    Not of regions: a label map has one value per voxel, and what a rule took from one it would take from others too.
+    """
     found: dict[str, list[Found]] = {name: [] for name in labels}
     for case in cases:
         made = _scores(bundle, case["fold"]).with_name("predictions") / f"{case['id']}.nii.gz"
         prediction, reference = read_label(made), read_label(case["reference"])
         for name, value in labels.items():
             arrays = prediction.array[0], reference.array[0].astype(np.int64)
-            found[name].append(Found.of(*arrays, value, reference.grid.voxel_volume))
+            found[name].append(Found.of(*arrays, value, prediction.grid.voxel_volume, ignore))
     proofs = {name: prove(of_class) for name, of_class in found.items()}
     rules = {name: dict(rule) for name, (rule, _) in proofs.items() if rule is not None}
     return rules, {name: numbers for name, (_, numbers) in proofs.items()}

@@ -16,11 +16,15 @@ from medunet.data.labelling import members
 from medunet.data.reader import geometry_of, sources_of
 from medunet.data.transforms import grid_of
 from medunet.data.volume import write_label
+from medunet.errors import BundleError
 from medunet.evaluation import metrics, report, scores
+from medunet.inference.weights import MODEL
 from medunet.training.budget import Budget
 from medunet.training.calibrating import CERTAINTY, calibrate
+from medunet.training.cases import FoldCases
 from medunet.training.checkpoints import Checkpoints, is_main_process, plain
 from medunet.training.distributed import agree
+from medunet.training.folds import held_out_by
 from medunet.training.log import Log
 from medunet.training.samples import page_of
 
@@ -188,14 +192,36 @@ def forget_scores(folder: Path) -> None:
 
 
 class ScoresWriter:
-    """Write the scores of an evaluation run (``evaluate.yaml``) to `path` when it is done."""
+    """Write the scores of an evaluation run (``evaluate.yaml``) to `path` when it is done.
 
-    def __init__(self, metric: CaseScores, bundle_root: str, path: str) -> None:
-        self.metric, self.path = metric, Path(bundle_root) / path
+    Args:
+        cases: what is scored; validation cases of another fold than the weights were trained for are refused.
+        weights: what predicts, below `bundle_root` or absolute.
+
+    Raises:
+        BundleError: (when the run starts) the weights were trained on the cases.
+    """
+
+    def __init__(
+        self, metric: CaseScores, bundle_root: str, path: str, cases: Any = None, weights: str = MODEL
+    ) -> None:
+        self.metric, self.bundle, self.path = metric, Path(bundle_root), Path(bundle_root) / path
+        self.cases, self.weights = cases, self.bundle / weights
 
     def attach(self, engine: Engine) -> None:
         """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._require_unseen)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _require_unseen(self, engine: Engine) -> None:
+        if not isinstance(self.cases, FoldCases) or self.cases.part != "validation":
+            return
+        fold = held_out_by(self.bundle, self.weights)
+        if fold not in (None, self.cases.fold):
+            raise BundleError(
+                f"{self.weights}: is of fold {fold}, which was trained on cases that fold {self.cases.fold} holds out; "
+                f"evaluate fold {fold} (--fold {fold}) or the test cases (--part test)"
+            )
 
     def _write(self, engine: Engine) -> None:
         if self.metric.cases:

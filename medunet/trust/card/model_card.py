@@ -139,14 +139,23 @@ def _numbers(text: str) -> list[float]:
 
 
 def _labels(metadata: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Value, name and code of each label: from the plan, else from the format of the network's output."""
+    """Value, name, code and a region's values of each label: from the plan, else from the format of the output."""
     labels = plan.get("labels")
     if not isinstance(labels, dict):
         output = (metadata.get("network_data_format") or {}).get("outputs", {}).get("pred", {})
         named = output.get("channel_def", {}) if isinstance(output, dict) else {}
         labels = {str(name): int(value) for value, name in named.items() if str(value).isdigit()}
-    codes = plan.get("codes") or {}
-    return [{"value": value, "name": name, "code": _code(codes.get(name))} for name, value in labels.items()]
+    codes, regions = plan.get("codes") or {}, plan.get("regions")
+    return [
+        {"value": value, "name": name, "code": _code(codes.get(name)), "members": _members(regions, name)}
+        for name, value in labels.items()
+    ]
+
+
+def _members(regions: Any, name: str) -> list[str]:
+    """The values of a region; none of a class."""
+    values = regions.get(name) if isinstance(regions, Mapping) else None
+    return [str(value) for value in values] if isinstance(values, list) else []
 
 
 def _code(code: Any) -> str:

@@ -101,6 +101,13 @@ map on each image's own grid, for review by a person who knows the anatomy.
 
 
 def _labels(facts: Mapping[str, Any]) -> str:
+    if any(row["members"] for row in facts["labels"]):
+        regions = [(r["value"], r["name"], ", ".join(r["members"]) or "–", r["code"] or "–") for r in facts["labels"]]
+        header = ("value", "name", "all values that belong to it", "code in DICOM results")
+        return (
+            "## Labels\n\nLabels are regions, which may overlap. Of those that a voxel lies in, the value of the last\n"
+            "one in this table is written.\n\n" + table(header, regions)
+        )
     rows = [(row["value"], row["name"], row["code"] or "–") for row in facts["labels"]]
     return "## Labels\n\n" + table(("value", "name", "code in DICOM results"), rows)
 
@@ -190,6 +197,8 @@ def _performance(facts: Mapping[str, Any]) -> str:
 brackets, its 95% bootstrap interval over cases. A dash stands where a metric is undefined; there is no interval where
 it would rest on one value. `n` counts the values behind the Dice. There was no external test set.{_details(folds)}"""
     ]
+    if facts["plan"].get("ignore") is not None:
+        text += ["Voxels of the references that nobody annotated count nowhere: what lies there was not scored."]
     text += _pooled(facts["scores"].get("pooled"))
     for fold in folds:
         text += [f"### Fold {fold['fold']}", table(("what", "number"), [("validation cases", number(fold["cases"]))])]
