@@ -137,7 +137,7 @@ def test_from_overlay_to_prediction(
 
 # --- exporting
 
-CANNOT = {("unetr", 2): "computes other logits", ("swinunetr", 2): "cannot run this network",
+CANNOT = {("unetr", 2): "does not compute what PyTorch does", ("swinunetr", 2): "cannot run this network",
           ("swinunetr", 3): "cannot run this network"}  # fmt: skip
 """What OpenVINO cannot do, as docs/networks.md says."""
 

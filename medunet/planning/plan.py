@@ -196,14 +196,15 @@ class _Draft:
         return found
 
     def _fitted(self, patch: tuple[int, ...], network: Network) -> tuple[int, ...]:
-        """The patch rounded up to what passes the network; a chosen one must pass as it is."""
+        """The patch rounded up to what passes the network and tiles an image; a chosen one must do so as it is."""
+        axes = [axis.tiling for axis in network.axes]
         if "patch_size" in self.chosen and network.padding == "valid":
-            settings.require_passes(patch, network.axes)
+            settings.require_passes(patch, axes)
         elif "patch_size" in self.chosen and isinstance(network, Surveyed):
-            settings.require_near(patch, network.axes, network.name)
+            settings.require_near(patch, axes, network.name)
         elif "patch_size" in self.chosen:
             settings.require_divisible(patch, [axis.step for axis in network.axes], levels=len(network.strides))
-        return tuple(axis.above(n) for axis, n in zip(network.axes, patch, strict=True))
+        return tuple(axis.above(n) for axis, n in zip(axes, patch, strict=True))
 
     def _batch(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...]) -> int:
         """As many patches as the memory takes, at most 5% of the training voxels (nnU-Net) and a cap per device."""
