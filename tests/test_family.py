@@ -224,6 +224,17 @@ def test_patches_follow_the_network_when_none_is_chosen() -> None:
     assert built(plan(data, Budget(), tiny_settings("unetr", 3), survey).network).img_size == (32, 32, 32)
 
 
+def test_an_axis_that_cannot_shrink_leaves_it_to_the_others() -> None:
+    """A thin volume has the smallest patch across; what does not fit the memory is cut in the plane."""
+    settings = {k: v for k, v in tiny_settings("efficientnet", 3).items() if k != "patch_size"}
+    made = plan(make((1.0, 1.0, 1.0), (256, 256, 8)), Budget(memory=3 * 10**9), settings, survey)
+    assert made.patch_size[2] == 64
+    assert 64 <= made.patch_size[0] < 192
+    assert made.memory_estimate <= 3 * 10**9
+    with pytest.raises(PlanError, match="GB; give more memory, a smaller patch_size or another network"):
+        plan(make((1.0, 1.0, 1.0), (256, 256, 8)), Budget(memory=3 * 10**8), settings, survey)
+
+
 @pytest.mark.parametrize(
     ("member", "chosen", "words"),
     [
