@@ -22,7 +22,7 @@ from medunet import verbs
 from medunet.data.volume import read_label
 from medunet.errors import NetworkError, PlanError
 from medunet.inference.backends import make_backend
-from medunet.networks import UNETR, DynUNet, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
+from medunet.networks import UNETR, DynUNet, Ensemble, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
 from medunet.networks import member as family_member
 from medunet.networks.mednext import MedNeXtBlock
 from medunet.networks.receptive import fitting_size, output_margin, tile_halo
@@ -210,6 +210,7 @@ def test_impossible_inputs_are_refused_with_the_nearest() -> None:
         nested(torch.zeros(1, 1, 18, 16))
     assert tile_halo(swin, 2) is None
     assert tile_halo(unetr, 2) is None
+    assert tile_halo(Ensemble(unetr), 2) is None
 
 
 def test_patches_follow_the_network_when_none_is_chosen() -> None:

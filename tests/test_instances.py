@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from medunet import verbs
 from medunet.cli.main import app
+from medunet.cli.printing import Printer
 from medunet.data.grid import Grid
 from medunet.data.instances import bordered, classes_of, numbered, separate
 from medunet.data.volume import read_label, write_label
@@ -173,7 +174,9 @@ def test_what_cannot_be_numbered() -> None:
         SaveLabeld("out", labels, output_format="dicom-seg", instances="cell")
 
 
-def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path) -> None:
+def test_a_perfect_map_of_objects_scores_one(
+    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ids = read_label(cells / "instances" / "0.png")
     write_label(tmp_path / "p" / "0.nii.gz", numbered(ids.array[0], 300) + 2 * (ids.array[0] > 300), ids.grid)
     assert nib.load(tmp_path / "p" / "0.nii.gz").shape == (64, 64, 1)
@@ -185,3 +188,8 @@ def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path) -> Non
     # one found, three as one: 144 pixels of it in 432, matched by none
     assert merged["classes"]["cell"]["seg"]["mean"] == pytest.approx((1 + 3 * 144 / 432) / 4)
     assert merged["classes"]["cell"]["instance_f1"]["mean"] == pytest.approx(2 / 6)
+    Printer().scores(tmp_path / "s.json")
+    assert "\n    objects: F1 0.3333, SEG 0.5000\n" in capsys.readouterr().out
+    page = verbs.report(tmp_path / "s.json").read_text(encoding="utf-8")
+    assert "F1 of objects" in page
+    assert "SEG" in page

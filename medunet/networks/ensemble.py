@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medunet.errors import NetworkError
 
 _MEMBER = re.compile(r"members\.(0|[1-9][0-9]{0,2})\.(.+)")
-_PROTOCOL = ("spatial_dims", "spatial_divisor", "margin", "fitting_size", "auxiliary_outputs")
+_PROTOCOL = ("spatial_dims", "spatial_divisor", "margin", "fitting_size", "auxiliary_outputs", "unbounded")
 """What a network may say of itself; an ensemble says what its members say."""
 
 
