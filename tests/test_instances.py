@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_scores_by_hand() -> None:
     assert (scores["instance_precision"], scores["instance_recall"]) == (0.5, 0.5)
     assert scores["seg"] == pytest.approx((3 / 4 + 0) / 2)
     assert (scores["instances"], scores["predicted_instances"]) == (2, 2)
+
+
+def test_memory_does_not_grow_with_pairs_of_objects() -> None:
+    many = np.kron(np.arange(1, 90_001).reshape(300, 300), np.array([[1, 0], [1, 0]]))[..., None]
+    tracemalloc.start()
+    scores = instance_scores(many, many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (scores["instance_f1"], scores["seg"], scores["instances"]) == (1.0, 1.0, 90_000)
+    assert peak < 100 * many.size  # a table of all pairs would have 65 GB
 
 
 def test_seg_counts_below_an_iou_of_one_half() -> None:
