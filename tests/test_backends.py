@@ -359,6 +359,28 @@ def test_what_cannot_be_trusted_is_left_out(network: nn.Module, reason: str, tmp
     assert choose(network, 10**8, tmp_path)[1] == f"{sentence}, as measured before"
 
 
+class Remembering(Unexportable):
+    """Answers every window with what tracing saw, once it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result + float(x.mean()) * 100
+
+
+@needs_both
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+@pytest.mark.parametrize("network", [Deceiving(), Remembering()])
+def test_a_chosen_backend_that_computes_something_else_is_refused(name: str, network: nn.Module) -> None:
+    if name == "onnx" and isinstance(network, Deceiving):
+        network = Remembering()
+    network.train()
+    with pytest.raises(
+        NetworkError, match=r"'\w+' does not compute what PyTorch does: .* differ by .*; give --backend"
+    ):
+        make(name, network)
+    assert network.training
+
+
 @pytest.mark.skipif(bool(missing("openvino")), reason="openvino is not installed")
 def test_openvino_computes_in_float32() -> None:
     network = unet()

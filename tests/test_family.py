@@ -22,7 +22,7 @@ from medunet import verbs
 from medunet.data.volume import read_label
 from medunet.errors import NetworkError, PlanError
 from medunet.inference.backends import make_backend
-from medunet.networks import UNETR, DynUNet, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
+from medunet.networks import UNETR, DynUNet, Ensemble, NestedUNet, SegResNet, SwinUNETR, UNet, VNet, survey
 from medunet.networks import member as family_member
 from medunet.networks.mednext import MedNeXtBlock
 from medunet.networks.receptive import fitting_size, output_margin, tile_halo
@@ -137,7 +137,7 @@ def test_from_overlay_to_prediction(
 
 # --- exporting
 
-CANNOT = {("unetr", 2): "computes other logits", ("swinunetr", 2): "cannot run this network",
+CANNOT = {("unetr", 2): "does not compute what PyTorch does", ("swinunetr", 2): "cannot run this network",
           ("swinunetr", 3): "cannot run this network"}  # fmt: skip
 """What OpenVINO cannot do, as docs/networks.md says."""
 
@@ -210,6 +210,7 @@ def test_impossible_inputs_are_refused_with_the_nearest() -> None:
         nested(torch.zeros(1, 1, 18, 16))
     assert tile_halo(swin, 2) is None
     assert tile_halo(unetr, 2) is None
+    assert tile_halo(Ensemble(unetr), 2) is None
 
 
 def test_patches_follow_the_network_when_none_is_chosen() -> None:
@@ -222,6 +223,17 @@ def test_patches_follow_the_network_when_none_is_chosen() -> None:
         assert "inputs of multiples of" in made.reasons["network"]
         assert f"{sum(p.numel() for p in built(made.network).parameters()):,} parameters" in made.reasons["network"]
     assert built(plan(data, Budget(), tiny_settings("unetr", 3), survey).network).img_size == (32, 32, 32)
+
+
+def test_an_axis_that_cannot_shrink_leaves_it_to_the_others() -> None:
+    """A thin volume has the smallest patch across; what does not fit the memory is cut in the plane."""
+    settings = {k: v for k, v in tiny_settings("efficientnet", 3).items() if k != "patch_size"}
+    made = plan(make((1.0, 1.0, 1.0), (256, 256, 8)), Budget(memory=3 * 10**9), settings, survey)
+    assert made.patch_size[2] == 64
+    assert 64 <= made.patch_size[0] < 192
+    assert made.memory_estimate <= 3 * 10**9
+    with pytest.raises(PlanError, match="GB; give more memory, a smaller patch_size or another network"):
+        plan(make((1.0, 1.0, 1.0), (256, 256, 8)), Budget(memory=3 * 10**8), settings, survey)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from medunet import verbs
 from medunet.cli.main import app
+from medunet.cli.printing import Printer
 from medunet.data.grid import Grid
 from medunet.data.instances import bordered, classes_of, numbered, separate
 from medunet.data.volume import read_label, write_label
@@ -86,6 +88,16 @@ def test_scores_by_hand() -> None:
     assert (scores["instance_precision"], scores["instance_recall"]) == (0.5, 0.5)
     assert scores["seg"] == pytest.approx((3 / 4 + 0) / 2)
     assert (scores["instances"], scores["predicted_instances"]) == (2, 2)
+
+
+def test_memory_does_not_grow_with_pairs_of_objects() -> None:
+    many = np.kron(np.arange(1, 90_001).reshape(300, 300), np.array([[1, 0], [1, 0]]))[..., None]
+    tracemalloc.start()
+    scores = instance_scores(many, many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (scores["instance_f1"], scores["seg"], scores["instances"]) == (1.0, 1.0, 90_000)
+    assert peak < 100 * many.size  # a table of all pairs would have 65 GB
 
 
 def test_seg_counts_below_an_iou_of_one_half() -> None:
@@ -173,7 +185,7 @@ def test_what_cannot_be_numbered() -> None:
         SaveLabeld("out", labels, output_format="dicom-seg", instances="cell")
 
 
-def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path) -> None:
+def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = read_label(cells / "instances" / "0.png")
     write_label(tmp_path / "p" / "0.nii.gz", numbered(ids.array[0], 300) + 2 * (ids.array[0] > 300), ids.grid)
     assert nib.load(tmp_path / "p" / "0.nii.gz").shape == (64, 64, 1)
@@ -185,3 +197,8 @@ def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path) -> Non
     # one found, three as one: 144 pixels of it in 432, matched by none
     assert merged["classes"]["cell"]["seg"]["mean"] == pytest.approx((1 + 3 * 144 / 432) / 4)
     assert merged["classes"]["cell"]["instance_f1"]["mean"] == pytest.approx(2 / 6)
+    Printer().scores(tmp_path / "s.json")
+    assert "\n    objects: F1 0.3333, SEG 0.5000\n" in capsys.readouterr().out
+    page = verbs.report(tmp_path / "s.json").read_text(encoding="utf-8")
+    assert "F1 of objects" in page
+    assert "SEG" in page

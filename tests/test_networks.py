@@ -25,12 +25,14 @@ from medunet.data.transforms import Frame
 from medunet.data.volume import read_label
 from medunet.errors import NetworkError, PlanError
 from medunet.inference import WindowInferer
+from medunet.inference.placement import tiles
 from medunet.inference.restoring import FLOOR
-from medunet.networks import UNet, nearest_valid_size
+from medunet.networks import UNet, nearest_valid_size, survey
 from medunet.networks.receptive import fitting_size, receptive_field, tile_halo
 from medunet.planning import Budget, Fingerprint, plan
 from medunet.planning.fingerprint import ChannelIntensity
 from medunet.planning.memory import NetworkShape, parameter_count
+from medunet.planning.sizes import axes_of
 
 VARIANTS = [
     {},
@@ -389,6 +391,36 @@ def test_the_overlay_plans_the_network_of_2015() -> None:
         plan(data, Budget(), {**overlay, "patch_size": (512, 512)})
     with pytest.raises(PlanError, match="give more memory"):  # no smaller patch passes five levels for ever
         plan(data, Budget(memory=10**8), {k: v for k, v in overlay.items() if k != "patch_size"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    levels=st.integers(1, 5), convs=st.integers(1, 3), kernel=st.sampled_from([1, 3, 5]), more=st.integers(0, 300),
+    size=st.integers(1, 900),
+)  # fmt: skip
+def test_every_window_that_a_plan_takes_tiles_any_image(
+    levels: int, convs: int, kernel: int, more: int, size: int
+) -> None:
+    (axis,) = axes_of([[1], *[[2]] * (levels - 1)], [[kernel]] * levels, convs, "valid")
+    window = axis.tiling.above(axis.smallest + more)
+    assert axis.fits(window)
+    whole = max(window, axis.above(size + 2 * axis.margin))
+    (spans,) = tiles([whole], [window], [(axis.margin, axis.margin)], [axis.step]).spans
+    assert spans[-1].stop == whole
+
+
+def test_a_patch_from_which_too_little_comes_out_is_refused() -> None:
+    intensity = ChannelIntensity("MRI", 120.0, 40.0, 0.0, 255.0, 0.0, 255.0)
+    data = Fingerprint(
+        name="hip", digest="d", cases=4, channels=(intensity,), labels={"background": 0, "hippocampus": 1},
+        spacings=((1.0, 1.0, 1.0),) * 4, shapes=((96, 96, 96),) * 4, class_voxels={"background": 1, "hippocampus": 1},
+        class_cases={"background": 4, "hippocampus": 4}, pictures=False,
+    )  # fmt: skip
+    overlay = yaml.safe_load((Path(__file__).parents[1] / "configs" / "plan" / "unet3d2016.yaml").read_text())
+    overlay |= {"base_channels": 4, "max_channels": 32}
+    with pytest.raises(PlanError, match=r"\[92, 100, 100\] does not .* nearest valid value is \[100, 100, 100\]"):
+        plan(data, Budget(), {**overlay, "patch_size": (92, 100, 100)}, survey)
+    assert plan(data, Budget(), {**overlay, "patch_size": (100, 100, 100)}, survey).margin == (44, 44, 44)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -229,6 +229,29 @@ def test_claims_of_huge_sizes_are_refused_without_memory(tmp_path: Path) -> None
     assert peak_of(lambda: read_volume(tmp_path / "p.tif")) < 5_000_000
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_pictures_that_are_to_be_turned_are_refused(tmp_path: Path, suffix: str) -> None:
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    for orientation in (1, 6):
+        exif[274] = orientation
+        if suffix == "tif":
+            tifffile.imwrite(path, np.zeros((4, 6), np.uint8), extratags=[(274, 3, 1, orientation, True)])
+        else:
+            Image.fromarray(np.zeros((4, 6), np.uint8)).save(path, exif=exif)
+        if orientation == 1:
+            assert read_picture(path).array.shape == (1, 6, 4, 1)
+    for read in (read_picture, read_header):
+        with pytest.raises(InputError, match=rf"a\.{suffix}: is to be turned .* \(orientation 6\).*; save it upright"):
+            read(path)
+
+
+def test_deep_grey_with_alpha_is_refused(tmp_path: Path) -> None:
+    pixels = np.full((4, 6, 2), 40_000, np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / "a.png"))
+    with pytest.raises(InputError, match="grey of 16 bits with transparency"):
+        read_picture(tmp_path / "a.png")
+
+
 def test_pages_in_a_circle_end(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.tif", GREY)
     content = bytearray((tmp_path / "c.tif").read_bytes())

@@ -98,8 +98,9 @@ class Printer:
             interval = f" (95% CI {low:.4f} to {high:.4f})" if count > 1 else ""
             self.say(f"Dice {dice['mean']:.4f}{interval} over {_counted(count, 'case')}")
         for name, values in content["classes"].items():
-            mean = values["dice"]["mean"]
-            self.say(f"  {name:<20} {'-' if mean is None else f'{mean:.4f}'}")
+            self.say(f"  {name:<20} {_mean_of(values, 'dice')}")
+            if "instance_f1" in values:
+                self.say(f"    objects: F1 {_mean_of(values, 'instance_f1')}, SEG {_mean_of(values, 'seg')}")
         self.say(f"wrote {path}")
 
     def case(self, result: Any) -> None:
@@ -123,6 +124,11 @@ class Printer:
         if doubtful:
             names = ", ".join(name for _, name in doubtful[:8]) + (", ..." if len(doubtful) > 8 else "")
             self.say(f"look first at {names}: expected (not measured) Dice below {_DOUBTFUL}")
+
+
+def _mean_of(values: Any, metric: str) -> str:
+    mean = values[metric]["mean"]
+    return "-" if mean is None else f"{mean:.4f}"
 
 
 def _counted(number: int, noun: str, plural: str = "") -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from medunet.data import spill
 from medunet.data.atomic import atomic_path
-from medunet.data.tiff import Tiff, write_tiff
+from medunet.data.tiff import ORIENTATION, Tiff, require_upright, write_tiff
 from medunet.errors import InputError
 from medunet.types import AnyArray, IntArray, Shape
 
@@ -232,6 +232,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if found is None:
         raise InputError(f"{path}: does not begin as a PNG, JPEG, BMP or TIFF file; copy it again or convert it")
     with getattr(import_module(f"PIL.{found[0]}"), found[1])(path) as image:
+        require_upright(path, image.getexif().get(ORIENTATION) if "exif" in image.info else None)
         yield image
 
 
@@ -239,7 +240,9 @@ def _pixels(image: Any, path: Path, indices: bool) -> AnyArray:
     """(rows, columns, components)."""
     if getattr(image, "n_frames", 1) > 1 and image.format == "PNG":
         raise InputError(f"{path}: is an animation of {image.n_frames} pictures; save the one you mean")
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+    if "LA;16" in str(image.tile):
+        raise InputError(f"{path}: grey of 16 bits with transparency (alpha) is not read; save it without alpha")
+    if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):
         pixels = _deep_colour(path)
     elif image.mode in ("P", "PA"):
         pixels = np.asarray(image if indices else image.convert("RGBA" if image.has_transparency_data else "RGB"))

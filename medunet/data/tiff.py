@@ -25,6 +25,9 @@ from medunet.types import AnyArray, IntArray
 TILE = 512
 """Rows and columns of a tile of a label map."""
 
+ORIENTATION = 274
+"""The tag, in TIFF and EXIF, of how pixels are to be turned for viewing."""
+
 _REDUCED_OR_MASK = 5  # bits of NewSubfileType
 _WHITE_IS_ZERO, _PALETTE, _YCBCR = 0, 3, 6
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
@@ -66,6 +69,8 @@ class Tiff:
                     f"{path}: cannot be read, it is truncated or holds no picture; copy it again from its source"
                 )
             self.spacing = _spacing(pages[0], file.imagej_metadata or {})
+            orientation = pages[0].tags.get(ORIENTATION)
+            require_upright(path, orientation.value if orientation else None)
             self.byteorder = file.byteorder
             series = file.series[0]
             self.palette = _palette(pages[0]) if int(pages[0].photometric) == _PALETTE else None
@@ -118,6 +123,15 @@ class Tiff:
                 for first, values in _Page(page, self.byteorder, self.path).bands(file):
                     inverted = int(page.photometric) == _WHITE_IS_ZERO and values.dtype.kind == "u"
                     yield Band(number, first, np.iinfo(values.dtype).max - values if inverted else values)
+
+
+def require_upright(path: Path, orientation: object) -> None:
+    """Raise an InputError if a picture is to be turned or mirrored for viewing: its mask may be of either view."""
+    if orientation in range(2, 9):
+        raise InputError(
+            f"{path}: is to be turned or mirrored for viewing (orientation {orientation}), which not all programs do; "
+            f"save it upright"
+        )
 
 
 class _Page:

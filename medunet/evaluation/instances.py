@@ -31,11 +31,11 @@ def instance_scores(prediction: IntArray, reference: IntArray) -> dict[str, Valu
         raise InputError(
             f"prediction has shape {list(prediction.shape)}, reference {list(reference.shape)}; compare equal grids"
         )
-    mine, own_sizes = _sizes(prediction)
-    true, sizes = _sizes(reference)
-    iou, covered = _overlaps(prediction, reference, (mine, own_sizes), (true, sizes))
+    (mine, _), (true, _) = own, other = _sizes(prediction), _sizes(reference)
+    iou, covered, places = _overlaps(prediction, reference, own, other)
     matches = int(np.count_nonzero(iou > MATCHED))
-    best = np.where(covered > 0.5, iou, 0.0).max(axis=0, initial=0.0)
+    best = np.zeros(len(true))
+    best[places[covered > 0.5]] = iou[covered > 0.5]  # no two can cover more than half
     total = len(mine) + len(true)
     return {
         "instances": float(len(true)),
@@ -58,11 +58,11 @@ def _overlaps(
     reference: IntArray,
     mine: tuple[IntArray, IntArray],
     true: tuple[IntArray, IntArray],
-) -> tuple[FloatArray, FloatArray]:
-    """(predicted, true) objects: IoU, and the share of the true object that is covered."""
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Of every pair that overlaps: IoU, the share of the true object that is covered, and the true object's place."""
     both = (prediction != 0) & (reference != 0)
     rows, columns = np.searchsorted(mine[0], prediction[both]), np.searchsorted(true[0], reference[both])
-    shape = (len(mine[0]), len(true[0]))
-    counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
-    union = mine[1][:, None] + true[1][None] - counts
-    return np.asarray(counts / np.maximum(union, 1)), np.asarray(counts / true[1][None])
+    pairs, counts = np.unique(rows.astype(np.int64) * max(1, len(true[0])) + columns, return_counts=True)
+    first, second = np.divmod(pairs, max(1, len(true[0])))
+    union = mine[1][first] + true[1][second] - counts
+    return np.asarray(counts / union), np.asarray(counts / true[1][second]), second

@@ -14,10 +14,14 @@ from medunet.evaluation.pictures import COLOURS, Plane, case_planes
 from medunet.planning import in_words
 from medunet.planning.surveyed import outline
 
-_SHOWN = ("dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "precision", "volume_error_ml", "lesion_sensitivity")
+_SHOWN = (
+    "dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "precision", "volume_error_ml", "lesion_sensitivity",
+    "instance_f1", "seg",
+)  # fmt: skip
 _HEADINGS = {
     "dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "sensitivity": "sensitivity",
     "precision": "precision", "volume_error_ml": "volume error ml", "lesion_sensitivity": "lesions found",
+    "instance_f1": "F1 of objects", "seg": "SEG",
 }  # fmt: skip
 MOST_PICTURES = 60
 SAMPLES = "samples.png"

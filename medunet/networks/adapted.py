@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
@@ -133,9 +132,6 @@ class UNETR(Adapted):
                 f"input size {list(x.shape[2:])} does not pass; this UNETR was made for {list(self.img_size)}, the "
                 f"only size that fits"
             )
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if len(self.axes) == 2 and tracing and not torch.onnx.is_in_onnx_export():
-            raise NetworkError("OpenVINO 2026 computes other logits of a 2D UNETR than PyTorch; take onnx or torch")
         return super().forward(x)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medunet.planning.fingerprint import Fingerprint
+from medunet.planning.sizes import Axis
 
 _ANISOTROPIC = 3.0  # nnU-Net's threshold between the coarsest and the finest axis
 _SMALLEST_EDGE = 4  # voxels that must remain after halving (nnU-Net)
@@ -117,10 +118,13 @@ def pooling(
         current = [c * 2 if a in halved else c for a, c in enumerate(current)]
 
 
-def shrink(patch: Sequence[int], frame: Frame, strides: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
-    """Take one step off the axis that is largest relative to the median shape; None when nothing is left to take."""
-    steps = [math.prod(stride[axis] for stride in strides) for axis in range(frame.dims)]
-    least = [max(steps[a], min(_SMALLEST_PATCH, round(frame.shape[a]))) for a in range(frame.dims)]
+def shrink(patch: Sequence[int], frame: Frame, axes: Sequence[Axis]) -> tuple[int, ...] | None:
+    """Take one step off the axis that is largest relative to the median shape; None when nothing is left to take.
+
+    `axes` say how large a step is, and which size is the smallest that passes the network.
+    """
+    steps = [axis.step for axis in axes]
+    least = [max(axes[a].smallest, min(_SMALLEST_PATCH, round(frame.shape[a]))) for a in range(frame.dims)]
     ratios = [patch[a] / frame.shape[a] if patch[a] - steps[a] >= least[a] else 0.0 for a in range(frame.dims)]
     axis = max(range(frame.dims), key=lambda a: (ratios[a], patch[a]))
     if ratios[axis] == 0.0:

@@ -97,7 +97,7 @@ class _Draft:
             batch = self._batch(frame, network, patch)
             if self._fits(network, patch, wanted):
                 break
-            smaller = geometry.shrink(patch, frame, network.strides)
+            smaller = geometry.shrink(patch, frame, [axis.tiling for axis in network.axes])
             if smaller is not None and math.prod(self._network(frame, smaller)[1]) >= math.prod(patch):
                 smaller = None  # without padding, no smaller one passes
             if "patch_size" in self.chosen or smaller is None:
@@ -105,11 +105,16 @@ class _Draft:
                 raise PlanError(
                     f"a step with patch {list(patch)} and batch {wanted} takes about {need / 1e9:.1f} GB, "
                     f"the budget is {self.budget.memory / 1e9:.1f} GB; "
-                    f"give more memory, a smaller patch_size or fewer base_channels"
+                    f"give more memory, {self._less(network)}"
                 )
             patch, reason = smaller, f"the largest in the data's proportions that fits {self._gigabytes()}"
         self.reasons.setdefault("patch_size", reason)
         return network, patch, batch
+
+    def _less(self, network: Network) -> str:
+        """What takes less memory: a smaller patch, and fewer channels where the network can have them."""
+        narrower = isinstance(network, NetworkShape) or bool(network.accepts & {"base_channels", "channels"})
+        return "a smaller patch_size or fewer base_channels" if narrower else "a smaller patch_size or another network"
 
     def _fits(self, network: Network, patch: tuple[int, ...], batch: int) -> bool:
         return memory.training_bytes(network, patch, batch, self.budget.device) <= self.budget.memory
@@ -196,14 +201,15 @@ class _Draft:
         return found
 
     def _fitted(self, patch: tuple[int, ...], network: Network) -> tuple[int, ...]:
-        """The patch rounded up to what passes the network; a chosen one must pass as it is."""
+        """The patch rounded up to what passes the network and tiles an image; a chosen one must do so as it is."""
+        axes = [axis.tiling for axis in network.axes]
         if "patch_size" in self.chosen and network.padding == "valid":
-            settings.require_passes(patch, network.axes)
+            settings.require_passes(patch, axes)
         elif "patch_size" in self.chosen and isinstance(network, Surveyed):
-            settings.require_near(patch, network.axes, network.name)
+            settings.require_near(patch, axes, network.name)
         elif "patch_size" in self.chosen:
             settings.require_divisible(patch, [axis.step for axis in network.axes], levels=len(network.strides))
-        return tuple(axis.above(n) for axis, n in zip(network.axes, patch, strict=True))
+        return tuple(axis.above(n) for axis, n in zip(axes, patch, strict=True))
 
     def _batch(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...]) -> int:
         """As many patches as the memory takes, at most 5% of the training voxels (nnU-Net) and a cap per device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Size = tuple[int, ...]
 
@@ -39,6 +39,14 @@ class Axis:
     def fits(self, size: int) -> bool:
         """Whether an input of `size` voxels passes."""
         return size >= self.smallest and (size - self.more) % self.step == 0
+
+    @property
+    def tiling(self) -> Axis:
+        """The same for windows that tile an image: at least `step` voxels come out, since tiles begin at its multiples.
+
+        Example: of step 8 with 44 voxels lost on either side, 92 passes and gives 4; the smallest that tiles is 100.
+        """
+        return replace(self, least=max(self.least, math.ceil((self.step + self.less) / self.step)))
 
     @property
     def smallest(self) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medunet.errors import InputError, MedunetError, NetworkError, ResourceError
 from medunet.inference.backends import onnx, openvino
 from medunet.inference.backends.cache import network_digest
-from medunet.inference.backends.protocol import Backend
+from medunet.inference.backends.protocol import Backend, copy_for_export, example_window
 from medunet.inference.backends.pytorch import TorchBackend
 
 _Make: TypeAlias = Callable[[nn.Module, Sequence[int], int, Path | None, str], Backend]
@@ -43,6 +43,8 @@ COMPILED = {
     "onnx": Compiled(("onnxruntime", "onnx"), onnx.OnnxBackend, onnx.model_file),
 }
 NAMES = ("torch", *COMPILED)
+AGREEMENT = 1e-3
+"""How far logits may be from PyTorch's, as a fraction of the range of those."""
 
 
 def make_backend(
@@ -55,7 +57,7 @@ def make_backend(
     amp: bool = False,
     cache: Path | None = None,
 ) -> Backend:
-    """The backend called `name` (one of NAMES).
+    """The backend called `name` (one of NAMES); of one that converts, a window's logits are compared with PyTorch's.
 
     Args:
         name: ``torch``, ``openvino`` or ``onnx``.
@@ -69,7 +71,7 @@ def make_backend(
     Raises:
         InputError: the name is not known, or the backend does not run on the device.
         ResourceError: its package is not installed.
-        NetworkError: it cannot convert the network.
+        NetworkError: it cannot convert the network, or computes something else.
     """
     device = torch.device(device)
     if name == "torch":
@@ -81,7 +83,8 @@ def make_backend(
     if not COMPILED[name].installed:
         raise _missing(name)
     try:
-        return COMPILED[name].make(network, window, channels, cache, network_digest(network))
+        backend = COMPILED[name].make(network, window, channels, cache, network_digest(network))
+        found = _difference(backend, network, example_window(window, channels, seed=1))
     except ImportError as error:
         raise _missing(name) from error
     except MedunetError:
@@ -90,6 +93,24 @@ def make_backend(
         raise NetworkError(
             f"backend '{name}' cannot run this network ({first_line(error)}); give --backend torch"
         ) from error
+    if found:
+        raise NetworkError(f"backend '{name}' does not compute what PyTorch does: {found}; give --backend torch")
+    return backend
+
+
+def _difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
+    """What is wrong with a backend's logits of a window that the conversion has not seen."""
+    with torch.no_grad():
+        return disagreement(backend(unseen), copy_for_export(network)(unseen).float(), AGREEMENT)
+
+
+def disagreement(logits: Tensor, expected: Tensor, agreement: float) -> str:
+    """How logits differ from those expected by more than `agreement` of their range; nothing where they agree."""
+    if logits.shape != expected.shape:
+        return f"its logits have the shape {list(logits.shape)}, not {list(expected.shape)}"
+    span = float(expected.max() - expected.min())
+    away = float((logits - expected).abs().max())
+    return "" if away <= agreement * span else f"its logits differ by {away / max(span, 1e-30):.1%} of their range"
 
 
 def first_line(error: BaseException) -> str:

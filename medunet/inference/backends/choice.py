@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.backends.build import COMPILED, first_line
+from medunet.inference.backends.build import AGREEMENT, COMPILED, disagreement, first_line
 from medunet.inference.backends.cache import (
     is_kept,
     key_of,
@@ -32,8 +32,6 @@ START_SECONDS = 1.0
 """About what starting a converted network from the cache costs."""
 COMPILE_SECONDS = 60.0
 """About what ``torch.compile`` costs."""
-AGREEMENT = 1e-3
-"""How far logits may be from PyTorch's, as a fraction of the range of those."""
 MIXED_AGREEMENT = 0.02
 """The same in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
@@ -150,7 +148,7 @@ def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | Non
 def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> Choice:
     if windows * _FIRST_SHARE <= _TRIAL_WINDOWS:
         return Choice(plain, f"torch: {_counted(windows)} too few to prepare another backend")
-    example = example_window(job.window, job.channels)
+    example = example_window(job.window, job.channels, seed=1)  # one that no conversion has seen
     logits, seconds = _timed(plain, example)
     worth = _worth(job, names, windows, seconds)
     if worth and seconds < _LONG_SECONDS:  # the first run of a short window is slower
@@ -198,13 +196,7 @@ def _trial(
             logits, seconds = _timed(backend, example)
     except Exception as error:  # the converters raise whatever they like
         return f"it cannot run this network ({first_line(error)})"
-    if logits.shape != expected.shape:
-        return f"its logits have the shape {list(logits.shape)}, not {list(expected.shape)}"
-    span = float(expected.max() - expected.min())
-    difference = float((logits - expected).abs().max())
-    if not difference <= agreement * span:
-        return f"its logits differ by {difference / max(span, 1e-30):.1%} of their range"
-    return backend, seconds
+    return disagreement(logits, expected, agreement) or (backend, seconds)
 
 
 def _timed(backend: Backend, example: Tensor) -> tuple[Tensor, float]:

@@ -36,9 +36,9 @@ def full_output(result: Any) -> Tensor:
     return first
 
 
-def example_window(window: Sequence[int], channels: int) -> Tensor:
-    """The same noise every time: (1, channels, *window) float32 on the CPU."""
-    return torch.randn((1, channels, *window), generator=torch.Generator().manual_seed(0))
+def example_window(window: Sequence[int], channels: int, seed: int = 0) -> Tensor:
+    """The same noise every time: (1, channels, *window) float32 on the CPU; networks are converted with seed 0."""
+    return torch.randn((1, channels, *window), generator=torch.Generator().manual_seed(seed))
 
 
 def copy_for_export(network: nn.Module) -> nn.Module:
