@@ -336,6 +336,43 @@ def test_gradients_are_shortened_and_a_broken_loss_spoils_no_checkpoint(planned_
     assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
 
 
+@pytest.mark.parametrize("clip", [0.0, 12.0])
+def test_a_broken_gradient_of_the_last_step_spoils_no_checkpoint(
+    planned_bundle: Path, tmp_path: Path, clip: float
+) -> None:
+    """The loss of the step is still a number: it was computed before the weights were spoilt."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2, "clip": clip}
+    trainer = load_workflow(bundle, "train.yaml", "train", values).parser.get_parsed_content("train::trainer")
+    weight = next(trainer.network.parameters())
+    weight.register_hook(lambda gradient: gradient / 0 if trainer.state.iteration == 6 else gradient)
+    with pytest.raises(TrainingError, match=r"step 6: the gradient is not a number, the checkpoints are from before"):
+        trainer.run()
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["epoch"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
+    with pytest.raises(BundleError, match=r"largest norm of the gradients, is -1\.0; give 0 \(none\) or more"):
+        Guards(trainer.optimizer, -1.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_mixed_precision_are_shortened_as_they_are_unscaled(fused: bool) -> None:
+    """And a step that overflows is passed over; it does not end the run."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guards = Guards(optimizer, 2.0)
+    guards.attach(Engine(lambda engine, batch: None))
+    for factor in ([30.0, 40.0], [torch.inf, 1.0]):
+        optimizer.zero_grad()
+        scaler.scale((weight * torch.tensor(factor)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.allclose(weight.detach(), torch.tensor([-1.2, -1.6]), atol=1e-4)
+    guards._require_finite(Engine(lambda engine, batch: None))
+    assert scaler.get_scale() == 512.0
+
+
 def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
