@@ -33,6 +33,7 @@ from medunet.training import (
     WeightAverage,
     twin,
 )
+from medunet.training.checkpoints import weights_of
 from medunet.training.entry import Entry, write_entry
 from medunet.training.initial import merged
 
@@ -439,6 +440,63 @@ def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None
     rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
     assert sum(row["event"] == "validate" for row in rows) <= 10
     assert rows[-1]["event"] == "scores"
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    assert state["epoch"] == state["max_epochs"] < 50
+    values = {"quiet": True, "device::name": "cpu", **stuck, "resume": True}
+    verbs.train(bundle, 0, values)  # it is finished
+    assert torch.load(last, weights_only=True)["epoch"] == state["epoch"]
+    verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 3, "more": True})  # with patience again
+    assert torch.load(last, weights_only=True)["epoch"] >= state["epoch"] + 2
+
+
+def test_a_run_that_goes_on_validates_as_often_as_it_did(planned_bundle: Path, tmp_path: Path) -> None:
+    """Minutes may allow fewer validations than the config asks for, and change the number of epochs."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 9, "validations": 3}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, budget = (parser.get_parsed_content(key) for key in ("train::trainer", "budget"))
+    budget.validations = 2  # as `minutes` would
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=8), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    last = bundle / "models" / "checkpoint_last.pt"
+    torch.save({**torch.load(last, weights_only=True), "max_epochs": 7}, last)
+    verbs.train(bundle, 0, {**values, "resume": True})
+    log = bundle / "eval" / "fold_0" / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["event"] == "validate"] == [5, 7]
+    assert [row["validate_every_epochs"] for row in rows if row["event"] == "start"] == [5, 5]
+    verbs.train(bundle, 0, {**values, "resume": True, "validations": 7})
+    assert json.loads(log.read_text().splitlines()[-3])["validate_every_epochs"] == 1
+
+
+def test_the_scale_of_mixed_precision_is_resumed(
+    planned_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2, "train::trainer::amp": True}
+
+    def trained(scale: float, resume: bool) -> float:
+        monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: torch.amp.GradScaler("cpu", init_scale=scale))
+        workflow = load_workflow(bundle, "train.yaml", "train", {**values, "resume": resume})
+        trainer = workflow.parser.get_parsed_content("train::trainer")
+        if not resume:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                trainer.run()
+        else:
+            trainer.run()
+        return float(trainer.scaler.get_scale())
+
+    assert trained(256.0, resume=False) == 256.0
+    assert trained(65536.0, resume=True) == 256.0
+
+
+def test_a_network_may_have_a_part_called_module() -> None:
+    network = nn.Sequential()
+    network.module = nn.Linear(2, 2)
+    assert set(weights_of(network)) == {"module.weight", "module.bias"}
 
 
 def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:
