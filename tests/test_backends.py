@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -303,6 +303,32 @@ def test_the_ways_of_torch_agree(dims: int, way: str) -> None:
     after = network.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_a_compiled_network_sees_few_sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be compiled for a minute, and after eight torch gives up silently."""
+    seen: list[int] = []
+
+    def compiled(network: nn.Module, **_: object) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            if len(x) > 6:
+                raise RuntimeError("CUDA error: out of memory")
+            seen.append(len(x))
+            return network(x)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    network = unet()
+    backend = TorchBackend(network, "cpu", way="compiled")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend(windows(2, 7))  # a size that did not run is not one to fill up to
+    for n in (1, 4, 3, 2, 1, 6, 5, 4):
+        x = windows(2, n)
+        logits = backend(x)
+        assert logits.shape[0] == n
+        assert (logits - logits_of(network, x)).abs().max() < 1e-4
+    assert seen == [1, 4, 4, 4, 1, 6, 6, 4]
 
 
 def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -445,6 +445,16 @@ def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ResourceError, match="device 'tpu' is not available"):
         pick_device("tpu")
+    with pytest.raises(ResourceError, match="device 'cpu:first' is not a device; give cpu, or cpu:0 and so on"):
+        pick_device("cpu:first")
+
+
+def test_a_graphics_card_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ResourceError, match="'cuda:2' is not available on this machine, whose last is cuda:1; give"):
+        pick_device("cuda:2")
 
 
 def test_root_cause_prefers_our_own_error() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from medunet import verbs
 from medunet.bundle.running import load_workflow
 from medunet.errors import ResourceError
 from medunet.networks import UNet
-from medunet.training import place
+from medunet.training import local_device, place
 from medunet.training.placing import _require_compiler, compiled_like
 
 CPU = torch.device("cpu")
@@ -116,6 +119,33 @@ def test_recomputed_activations_resume_bit_by_bit(planned_bundle: Path, tmp_path
     verbs.train(broken, 0, values(broken, 2, resume=True))
     first, second = last_of(whole), last_of(broken)
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_processes_without_a_device_or_torchrun_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ResourceError, match="was started as one process; start it with torchrun --nproc_per_node=N"):
+        local_device()
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ResourceError, match=r"started process 3 on a machine with 2 GPUs; give --nproc_per_node=2"):
+        local_device()
+
+
+def test_processes_wait_for_the_one_that_validates() -> None:
+    """Longer than NCCL's ten minutes; in a process of its own, which a process group is left in."""
+    program = (
+        "import torch; from medunet.training import local_device; assert local_device().type == 'cpu'; "
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu')); "
+        "print(group.options._timeout.total_seconds()); torch.distributed.destroy_process_group()"
+    )
+    words = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    environment = {**os.environ, **words, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 12 * 3600
 
 
 @pytest.mark.parametrize(("device", "name"), [("cpu", r"\w*\+\+\S*"), ("cuda", "gcc")])
