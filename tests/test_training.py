@@ -411,6 +411,12 @@ def test_a_run_is_fitted_to_a_machine_that_changes() -> None:
     assert budget.adjusted(epoch=10, epochs=30, left=15 * 11.0 + 1) == 25  # slower: shortened
     assert budget.adjusted(epoch=10, epochs=30, left=40 * 11.0 + 1) == 50  # much faster: lengthened
     assert budget.adjusted(epoch=10, epochs=30, left=-5.0) == 10
+    budget._epoch_seconds, budget._fitted, budget._step_seconds = None, True, 1.0  # 20 epochs of 10 s are ahead
+    budget.start = time.monotonic() - 600 + 20 * 10 + 150
+    budget.validation_seconds, budget._epoch_started = 0.0, time.monotonic() - 30  # the first one was slow
+    state = SimpleNamespace(epoch=1, max_epochs=21, epoch_length=10)
+    budget._keep_pace(SimpleNamespace(state=state))
+    assert state.max_epochs == 18  # 350 s for epochs of (10 + 30) / 2 s
     with pytest.raises(BundleError, match="minutes is 0; give a positive number"):
         Budget(dataset=None, validator=None, log=None, minutes=0)
 

@@ -293,8 +293,8 @@ class WindowInferer(Inferer):
         size = self._batch(backend.device)
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
-            part = _sent(batch[first : first + size], backend.device)
             try:
+                part = _sent(batch[first : first + size], backend.device)
                 logits = backend(part[..., 0])[..., None] if self.flat else backend(part)
                 done.append(logits if len(part) == len(batch) else logits.clone())  # they last until the next call
             except (torch.OutOfMemoryError, RuntimeError) as error:

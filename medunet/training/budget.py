@@ -72,6 +72,7 @@ class Budget:
         self.reserve = self.validation_seconds = 0.0
         self._epoch_started = self.start
         self._epoch_seconds: float | None = None
+        self._step_seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -131,7 +132,7 @@ class Budget:
 
     def _steps(self, engine: Engine, pace: Pace) -> int:
         """How many training steps fit into the time that is left, beside validations and scores."""
-        self._fitted = True
+        self._fitted, self._step_seconds = True, pace.step
         self.log.calibrated(pace, engine)
         cases = len(self.validator.data_loader)
         left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
@@ -149,8 +150,9 @@ class Budget:
         if self.seconds is None or not self._fitted or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             return
         now = time.monotonic()
-        last = now - self._epoch_started
-        self._epoch_seconds = last if self._epoch_seconds is None else (self._epoch_seconds + last) / 2
+        if self._epoch_seconds is None:  # as measured: the first epoch alone may be slow for reasons of its own
+            self._epoch_seconds = self._step_seconds * int(engine.state.epoch_length or 1)
+        self._epoch_seconds = (self._epoch_seconds + now - self._epoch_started) / 2
         left = self.seconds - (now - self.start) - self.reserve
         engine.state.max_epochs = agree(
             self.adjusted(int(engine.state.epoch), int(engine.state.max_epochs or 0), left)
