@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,8 +23,10 @@ from medunet import verbs
 from medunet.bundle.running import load_workflow
 from medunet.errors import ResourceError
 from medunet.networks import UNet
+from medunet.planning import Budget
 from medunet.training import local_device, place
 from medunet.training.placing import _require_compiler, compiled_like
+from tests.test_regions import regions_dataset
 
 CPU = torch.device("cpu")
 OVERLAYS = Path(__file__).parents[1] / "configs" / "run"
@@ -119,6 +123,32 @@ def test_recomputed_activations_resume_bit_by_bit(planned_bundle: Path, tmp_path
     verbs.train(broken, 0, values(broken, 2, resume=True))
     first, second = last_of(whole), last_of(broken)
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_two_processes_train_with_all_at_once(tmp_path: Path) -> None:
+    """Regions, ignored voxels, batch normalisation, recomputed activations, late changes; then early stopping."""
+    data, bundle = regions_dataset(tmp_path / "data"), tmp_path / "b"
+    content = json.loads((data / "dataset.json").read_text())
+    content["labels"]["ignore"] = 5
+    (data / "dataset.json").write_text(json.dumps(content))
+    for path in sorted((data / "labelsTr").iterdir()):
+        label = nib.load(path)
+        values = np.asanyarray(label.dataobj).copy()
+        values[:, :6] = 5
+        nib.save(nib.Nifti1Image(values, label.affine, label.header), path)
+    sizes = {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3, "checkpointing": True, "norm": "batch"}
+    verbs.plan(data, bundle, Budget(epochs=6), sizes)
+    words = "-m torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run training --config_file".split()
+    chosen = "--train#dataloader#augment_on device --validations 6 --patience 1 --optimizer#lr 1.0e-12".split()
+    done = subprocess.run(
+        [sys.executable, *words, "['configs/train.yaml', 'configs/multi_gpu_train.yaml']", *chosen],
+        cwd=bundle, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stopped early" in done.stdout
+    assert last_of(bundle)["epoch"] == last_of(bundle)["max_epochs"] < 6
+    classes = json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["classes"]
+    assert set(classes) == {"organs", "liver", "lesion"}
 
 
 def test_processes_without_a_device_or_torchrun_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

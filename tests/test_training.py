@@ -383,6 +383,20 @@ def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tm
     assert cases == {path: path.stat().st_mtime_ns for path in (bundle / "eval" / "store").glob("*.case")}
 
 
+def test_minutes_of_all_folds_do_not_lengthen_the_one_that_was_broken_off(planned_bundle: Path, tmp_path: Path) -> None:
+    """The last fold was killed while it was scored; the command is given again with ``--resume``."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"}
+    verbs.train(bundle, "all", values)
+    record = json.loads((bundle / "eval" / "folds.json").read_text())
+    record["done"].popitem()
+    (bundle / "eval" / "folds.json").write_text(json.dumps(record))
+    verbs.train(bundle, "all", {**values, "resume": True, "more": True})
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert (last["epoch"], last["cycle"]) == (1, 0)
+    assert len(json.loads((bundle / "eval" / "folds.json").read_text())["done"]) == len(record["done"]) + 1
+
+
 def test_a_fresh_run_after_another_fold_keeps_its_own_best(trained_bundle: Path, tmp_path: Path) -> None:
     """`--fold all`: each fold's weights replace the last one's, whatever its score."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))

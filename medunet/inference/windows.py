@@ -23,7 +23,7 @@ from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import InputError, NetworkError, ResourceError
 from medunet.inference.backends import NAMES, Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
-from medunet.inference.device import one_thread
+from medunet.inference.device import one_thread, synchronize
 from medunet.inference.partners import Partners
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
@@ -209,6 +209,7 @@ class WindowInferer(Inferer):
         if self._seconds is None and windows.count * flips >= _MANY:
             start = time.perf_counter()
             self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
+            synchronize(backend.device)
             self._seconds = time.perf_counter() - start
         plane = math.prod(border.size) // border.size[windows.axis]
         held = 4 * plane * windows.depth * (len(self.values) + 1 + image.channels)
