@@ -138,10 +138,13 @@ def test_two_processes_train_with_all_at_once(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(values, label.affine, label.header), path)
     sizes = {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3, "checkpointing": True, "norm": "batch"}
     verbs.plan(data, bundle, Budget(epochs=6), sizes)
-    words = "-m torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run training --config_file".split()
-    chosen = "--train#dataloader#augment_on device --validations 6 --patience 1 --optimizer#lr 1.0e-12".split()
     done = subprocess.run(
-        [sys.executable, *words, "['configs/train.yaml', 'configs/multi_gpu_train.yaml']", *chosen],
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            "-m", "monai.bundle", "run", "training",
+            "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']",
+            "--train#dataloader#augment_on", "device", "--validations", "6", "--patience", "1", "--optimizer#lr", "0.0",
+        ],
         cwd=bundle, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
