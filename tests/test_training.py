@@ -196,6 +196,27 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
 
 
+def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "resume": True, "device::name": "cpu", "train::trainer::max_epochs": 1, "more": True}
+    other = {"_target_": "torch.optim.SGD", "params": {"_target_": "torch.nn.Module.parameters", "self": "@network"}}
+    words = r"checkpoint_last\.pt: was trained with another optimizer than SGD; give the --config and --set of that run"
+    with pytest.raises(BundleError, match=words):
+        verbs.train(bundle, 0, {**values, "optimizer": {**other, "lr": 0.1}})
+    trainer = load_workflow(bundle, "train.yaml", "train", {**values, "optimizer::weight_decay": 0.5}).parser
+    optimizer = trainer.get_parsed_content("optimizer")
+    trainer.get_parsed_content("train::trainer").run()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert int(next(iter(optimizer.state.values()))["step"]) == 9
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["plan"]["network"]["channels"][0] *= 2
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(BundleError, match=r"does not fit this plan \(Error.* size mismatch.*\); train without") as told:
+        verbs.train(bundle, 0, values)
+    assert len(str(told.value)) < 500
+
+
 def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:
     """Another fold would be validated on cases that the weights were trained on."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))

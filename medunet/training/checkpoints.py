@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -105,9 +105,10 @@ class Checkpoints:
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_optimizer(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error
+            first = " ".join(" ".join(str(error).splitlines()[:2]).split())[:200]
+            raise BundleError(f"{self.last}: does not fit this plan ({first}); train without --resume") from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
@@ -115,6 +116,18 @@ class Checkpoints:
         _take_chances(engine, state)
         if members_in(read_state(self.model)) if self.model.is_file() else False:
             self.best = {"dice": None, "step": 0}  # what was best went into an ensemble; the next validated is
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Take over what the optimiser has learnt; its options are those of the config, which may have others now."""
+        options = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        if [set(group) - {"params"} for group in state["param_groups"]] != [set(group) for group in options]:
+            raise BundleError(
+                f"{self.last}: was trained with another optimizer than {type(self.optimizer).__name__}; give the "
+                f"--config and --set of that run again, or train without --resume"
+            )
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
 
 
 def _chances(engine: Any) -> dict[str, Any]:
@@ -154,9 +167,8 @@ def _last_state(path: Path) -> dict[str, Any]:
 
 def plain(network: nn.Module) -> nn.Module:
     """The network inside a distributed wrapper."""
-    wrapped = isinstance(network, (DistributedDataParallel, nn.DataParallel))
-    inner: nn.Module = network.module if wrapped else network
-    return inner
+    inner: Any = network.module if isinstance(network, (DistributedDataParallel, nn.DataParallel)) else network
+    return cast(nn.Module, inner)
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
