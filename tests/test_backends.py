@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -346,6 +347,30 @@ def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.Monk
     assert none.backend is plain
     assert "channels-last left out: its logits differ by 0.0% of their range" in none.sentence
     assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
+def test_a_compiled_network_is_timed_when_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call compiles and, on CUDA, the second records a graph."""
+    calls: list[int] = []
+
+    def compiled(network: nn.Module, **_: object) -> Callable[[Tensor], Tensor]:
+        answers: list[Tensor] = []
+
+        def run(x: Tensor) -> Tensor:
+            calls.append(len(calls))
+            if len(calls) <= 2:
+                time.sleep(1.1)
+                answers[:] = [network(x)]
+            return answers[0]
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(choice, "COMPILE_SECONDS", 0.0)
+    chosen = choice.fastest_way(TorchBackend(unet(), "cpu"), False, windows(2, 1), 10**6)
+    assert chosen.backend.name == "torch, compiled"
+    assert chosen.seconds is not None
+    assert chosen.seconds < 0.1
 
 
 class Unexportable(nn.Module):
