@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,32 @@ def test_the_ways_of_torch_agree(dims: int, way: str) -> None:
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+def test_a_compiled_network_sees_few_sizes_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be compiled for a minute, and after eight torch gives up silently."""
+    seen: list[int] = []
+
+    def compiled(network: nn.Module, **_: object) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            if len(x) > 6:
+                raise RuntimeError("CUDA error: out of memory")
+            seen.append(len(x))
+            return network(x)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    network = unet()
+    backend = TorchBackend(network, "cpu", way="compiled")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend(windows(2, 7))  # a size that did not run is not one to fill up to
+    for n in (1, 4, 3, 2, 1, 6, 5, 4):
+        x = windows(2, n)
+        logits = backend(x)
+        assert logits.shape[0] == n
+        assert (logits - logits_of(network, x)).abs().max() < 1e-4
+    assert seen == [1, 4, 4, 4, 1, 6, 6, 4]
+
+
 def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     network = unet()
     plain, example = TorchBackend(network, "cpu"), windows(2, 1)
@@ -320,6 +347,30 @@ def test_the_fastest_way_is_measured_where_the_job_pays(monkeypatch: pytest.Monk
     assert none.backend is plain
     assert "channels-last left out: its logits differ by 0.0% of their range" in none.sentence
     assert all(parameter.is_contiguous() for parameter in network.parameters())
+
+
+def test_a_compiled_network_is_timed_when_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call compiles and, on CUDA, the second records a graph."""
+    calls: list[int] = []
+
+    def compiled(network: nn.Module, **_: object) -> Callable[[Tensor], Tensor]:
+        answers: list[Tensor] = []
+
+        def run(x: Tensor) -> Tensor:
+            calls.append(len(calls))
+            if len(calls) <= 2:
+                time.sleep(1.1)
+                answers[:] = [network(x)]
+            return answers[0]
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(choice, "COMPILE_SECONDS", 0.0)
+    chosen = choice.fastest_way(TorchBackend(unet(), "cpu"), False, windows(2, 1), 10**6)
+    assert chosen.backend.name == "torch, compiled"
+    assert chosen.seconds is not None
+    assert chosen.seconds < 0.1
 
 
 class Unexportable(nn.Module):

@@ -21,7 +21,7 @@ from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, LoadVolumed, Preprocess, scale_of, to_classes
 from medunet.data.volume import read_volume, write_image, write_label
 from medunet.errors import BundleError, InputError, NetworkError, ResourceError, root_cause
-from medunet.inference import WindowInferer, pick_device
+from medunet.inference import WindowInferer, pick_device, windows
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
 from medunet.inference.inputs import find_cases, name_outputs
@@ -177,7 +177,7 @@ def test_air_is_run_once_and_gives_the_same_voxels() -> None:
     assert torch.equal(got.long(), whole[0].argmax(0))
 
 
-def test_windows_are_halved_when_memory_runs_out() -> None:
+def test_windows_are_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def network(x: torch.Tensor) -> torch.Tensor:
@@ -192,6 +192,18 @@ def test_windows_are_halved_when_memory_runs_out() -> None:
     sizes.clear()
     inferer(patch_size=(8, 8, 8), batch_size=4)(image_on(Grid.from_spacing((40, 8, 16)))[None], network)
     assert sizes[:3] == [4, 2, 1]
+
+    sizes.clear()
+    send = windows._sent
+
+    def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return send(x, device)
+
+    monkeypatch.setattr(windows, "_sent", sent)  # nor does the way to the device have room
+    inferer(patch_size=(8, 8, 8), batch_size=4)(image_on(Grid.from_spacing((40, 8, 16)))[None], network)
+    assert sizes[:2] == [2, 1]
 
     def hopeless(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -445,6 +457,16 @@ def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ResourceError, match="device 'tpu' is not available"):
         pick_device("tpu")
+    with pytest.raises(ResourceError, match="device 'cpu:first' is not a device; give cpu, or cpu:0 and so on"):
+        pick_device("cpu:first")
+
+
+def test_a_graphics_card_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ResourceError, match="'cuda:2' is not available on this machine, whose last is cuda:1; give"):
+        pick_device("cuda:2")
 
 
 def test_root_cause_prefers_our_own_error() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,8 +23,10 @@ from medunet import verbs
 from medunet.bundle.running import load_workflow
 from medunet.errors import ResourceError
 from medunet.networks import UNet
-from medunet.training import place
+from medunet.planning import Budget
+from medunet.training import local_device, place
 from medunet.training.placing import _require_compiler, compiled_like
+from tests.test_regions import regions_dataset
 
 CPU = torch.device("cpu")
 OVERLAYS = Path(__file__).parents[1] / "configs" / "run"
@@ -116,6 +123,62 @@ def test_recomputed_activations_resume_bit_by_bit(planned_bundle: Path, tmp_path
     verbs.train(broken, 0, values(broken, 2, resume=True))
     first, second = last_of(whole), last_of(broken)
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_two_processes_train_with_all_at_once(tmp_path: Path) -> None:
+    """Regions, ignored voxels, batch normalisation, recomputed activations, late changes; then early stopping."""
+    data, bundle = regions_dataset(tmp_path / "data"), tmp_path / "b"
+    content = json.loads((data / "dataset.json").read_text())
+    content["labels"]["ignore"] = 5
+    (data / "dataset.json").write_text(json.dumps(content))
+    for path in sorted((data / "labelsTr").iterdir()):
+        label = nib.load(path)
+        values = np.asanyarray(label.dataobj).copy()
+        values[:, :6] = 5
+        nib.save(nib.Nifti1Image(values, label.affine, label.header), path)
+    sizes = {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3, "checkpointing": True, "norm": "batch"}
+    verbs.plan(data, bundle, Budget(epochs=6), sizes)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            "-m", "monai.bundle", "run", "training",
+            "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']",
+            "--train#dataloader#augment_on", "device", "--validations", "6", "--patience", "1", "--optimizer#lr", "0.0",
+        ],
+        cwd=bundle, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stopped early" in done.stdout
+    assert last_of(bundle)["epoch"] == last_of(bundle)["max_epochs"] < 6
+    classes = json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["classes"]
+    assert set(classes) == {"organs", "liver", "lesion"}
+
+
+def test_processes_without_a_device_or_torchrun_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ResourceError, match="was started as one process; start it with torchrun --nproc_per_node=N"):
+        local_device()
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ResourceError, match=r"started process 3 on a machine with 2 GPUs; give --nproc_per_node=2"):
+        local_device()
+
+
+def test_processes_wait_for_the_one_that_validates() -> None:
+    """Longer than NCCL's ten minutes; in a process of its own, which a process group is left in."""
+    program = (
+        "import torch; from medunet.training import local_device; assert local_device().type == 'cpu'; "
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu')); "
+        "print(group.options._timeout.total_seconds()); torch.distributed.destroy_process_group()"
+    )
+    words = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    environment = {**os.environ, **words, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= 12 * 3600
 
 
 @pytest.mark.parametrize(("device", "name"), [("cpu", r"\w*\+\+\S*"), ("cuda", "gcc")])

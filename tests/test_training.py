@@ -33,6 +33,7 @@ from medunet.training import (
     WeightAverage,
     twin,
 )
+from medunet.training.checkpoints import weights_of
 from medunet.training.entry import Entry, write_entry
 from medunet.training.initial import merged
 
@@ -195,6 +196,27 @@ def test_resume_goes_on_where_it_stopped(trained_bundle: Path, tmp_path: Path) -
         verbs.train(bundle, 0, {"quiet": True, "resume": True, "device::name": "cpu"})
 
 
+def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "resume": True, "device::name": "cpu", "train::trainer::max_epochs": 1, "more": True}
+    other = {"_target_": "torch.optim.SGD", "params": {"_target_": "torch.nn.Module.parameters", "self": "@network"}}
+    words = r"checkpoint_last\.pt: was trained with another optimizer than SGD; give the --config and --set of that run"
+    with pytest.raises(BundleError, match=words):
+        verbs.train(bundle, 0, {**values, "optimizer": {**other, "lr": 0.1}})
+    trainer = load_workflow(bundle, "train.yaml", "train", {**values, "optimizer::weight_decay": 0.5}).parser
+    optimizer = trainer.get_parsed_content("optimizer")
+    trainer.get_parsed_content("train::trainer").run()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert int(next(iter(optimizer.state.values()))["step"]) == 9
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["plan"]["network"]["channels"][0] *= 2
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(BundleError, match=r"does not fit this plan \(Error.* size mismatch.*\); train without") as told:
+        verbs.train(bundle, 0, values)
+    assert len(str(told.value)) < 500
+
+
 def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:
     """Another fold would be validated on cases that the weights were trained on."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
@@ -336,6 +358,43 @@ def test_gradients_are_shortened_and_a_broken_loss_spoils_no_checkpoint(planned_
     assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
 
 
+@pytest.mark.parametrize("clip", [0.0, 12.0])
+def test_a_broken_gradient_of_the_last_step_spoils_no_checkpoint(
+    planned_bundle: Path, tmp_path: Path, clip: float
+) -> None:
+    """The loss of the step is still a number: it was computed before the weights were spoilt."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2, "clip": clip}
+    trainer = load_workflow(bundle, "train.yaml", "train", values).parser.get_parsed_content("train::trainer")
+    weight = next(trainer.network.parameters())
+    weight.register_hook(lambda gradient: gradient / 0 if trainer.state.iteration == 6 else gradient)
+    with pytest.raises(TrainingError, match=r"step 6: the gradient is not a number, the checkpoints are from before"):
+        trainer.run()
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["epoch"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
+    with pytest.raises(BundleError, match=r"largest norm of the gradients, is -1\.0; give 0 \(none\) or more"):
+        Guards(trainer.optimizer, -1.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_mixed_precision_are_shortened_as_they_are_unscaled(fused: bool) -> None:
+    """And a step that overflows is passed over; it does not end the run."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guards = Guards(optimizer, 2.0)
+    guards.attach(Engine(lambda engine, batch: None))
+    for factor in ([30.0, 40.0], [torch.inf, 1.0]):
+        optimizer.zero_grad()
+        scaler.scale((weight * torch.tensor(factor)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.allclose(weight.detach(), torch.tensor([-1.2, -1.6]), atol=1e-4)
+    guards._require_finite(Engine(lambda engine, batch: None))
+    assert scaler.get_scale() == 512.0
+
+
 def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
@@ -343,6 +402,20 @@ def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tm
     assert len(cases) == 6
     verbs.train(bundle, 0, {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
     assert cases == {path: path.stat().st_mtime_ns for path in (bundle / "eval" / "store").glob("*.case")}
+
+
+def test_minutes_of_all_folds_do_not_lengthen_the_one_that_was_broken_off(planned_bundle: Path, tmp_path: Path) -> None:
+    """The last fold was killed while it was scored; the command is given again with ``--resume``."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"}
+    verbs.train(bundle, "all", values)
+    record = json.loads((bundle / "eval" / "folds.json").read_text())
+    record["done"].popitem()
+    (bundle / "eval" / "folds.json").write_text(json.dumps(record))
+    verbs.train(bundle, "all", {**values, "resume": True, "more": True})
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert (last["epoch"], last["cycle"]) == (1, 0)
+    assert len(json.loads((bundle / "eval" / "folds.json").read_text())["done"]) == len(record["done"]) + 1
 
 
 def test_a_fresh_run_after_another_fold_keeps_its_own_best(trained_bundle: Path, tmp_path: Path) -> None:
@@ -373,6 +446,12 @@ def test_a_run_is_fitted_to_a_machine_that_changes() -> None:
     assert budget.adjusted(epoch=10, epochs=30, left=15 * 11.0 + 1) == 25  # slower: shortened
     assert budget.adjusted(epoch=10, epochs=30, left=40 * 11.0 + 1) == 50  # much faster: lengthened
     assert budget.adjusted(epoch=10, epochs=30, left=-5.0) == 10
+    budget._epoch_seconds, budget._fitted, budget._step_seconds = None, True, 1.0  # 20 epochs of 10 s are ahead
+    budget.start = time.monotonic() - 600 + 20 * 10 + 150
+    budget.validation_seconds, budget._epoch_started = 0.0, time.monotonic() - 30  # the first one was slow
+    state = SimpleNamespace(epoch=1, max_epochs=21, epoch_length=10)
+    budget._keep_pace(SimpleNamespace(state=state))
+    assert state.max_epochs == 18  # 350 s for epochs of (10 + 30) / 2 s
     with pytest.raises(BundleError, match="minutes is 0; give a positive number"):
         Budget(dataset=None, validator=None, log=None, minutes=0)
 
@@ -402,6 +481,63 @@ def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None
     rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
     assert sum(row["event"] == "validate" for row in rows) <= 10
     assert rows[-1]["event"] == "scores"
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    assert state["epoch"] == state["max_epochs"] < 50
+    values = {"quiet": True, "device::name": "cpu", **stuck, "resume": True}
+    verbs.train(bundle, 0, values)  # it is finished
+    assert torch.load(last, weights_only=True)["epoch"] == state["epoch"]
+    verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 3, "more": True})  # with patience again
+    assert torch.load(last, weights_only=True)["epoch"] >= state["epoch"] + 2
+
+
+def test_a_run_that_goes_on_validates_as_often_as_it_did(planned_bundle: Path, tmp_path: Path) -> None:
+    """Minutes may allow fewer validations than the config asks for, and change the number of epochs."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 9, "validations": 3}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, budget = (parser.get_parsed_content(key) for key in ("train::trainer", "budget"))
+    budget.validations = 2  # as `minutes` would
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=8), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    last = bundle / "models" / "checkpoint_last.pt"
+    torch.save({**torch.load(last, weights_only=True), "max_epochs": 7}, last)
+    verbs.train(bundle, 0, {**values, "resume": True})
+    log = bundle / "eval" / "fold_0" / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["event"] == "validate"] == [5, 7]
+    assert [row["validate_every_epochs"] for row in rows if row["event"] == "start"] == [5, 5]
+    verbs.train(bundle, 0, {**values, "resume": True, "validations": 7})
+    assert json.loads(log.read_text().splitlines()[-3])["validate_every_epochs"] == 1
+
+
+def test_the_scale_of_mixed_precision_is_resumed(
+    planned_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2, "train::trainer::amp": True}
+
+    def trained(scale: float, resume: bool) -> float:
+        monkeypatch.setattr(torch.cuda.amp, "GradScaler", lambda: torch.amp.GradScaler("cpu", init_scale=scale))
+        workflow = load_workflow(bundle, "train.yaml", "train", {**values, "resume": resume})
+        trainer = workflow.parser.get_parsed_content("train::trainer")
+        if not resume:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                trainer.run()
+        else:
+            trainer.run()
+        return float(trainer.scaler.get_scale())
+
+    assert trained(256.0, resume=False) == 256.0
+    assert trained(65536.0, resume=True) == 256.0
+
+
+def test_a_network_may_have_a_part_called_module() -> None:
+    network = nn.Sequential()
+    network.module = nn.Linear(2, 2)
+    assert set(weights_of(network)) == {"module.weight", "module.bias"}
 
 
 def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from medunet.bundle.writer import read_plan
 from medunet.errors import BundleError
 
 _AFRESH = {"resume": False, "more": False}
+_FINISH = {"more": False}
+"""A fold that goes on, or was broken off while it was scored: minutes are for the folds behind it."""
 
 
 def train_fold(root: Path, values: Mapping[str, Any], fold: int) -> list[Path]:
@@ -52,7 +54,7 @@ def train_folds(root: Path, values: Mapping[str, Any], folds: Sequence[int]) -> 
     for fold in folds:
         if fold not in done:
             goes_on = resumed and fold_of_checkpoint(root) == fold
-            train_bundle(root, {**values, "fold": fold, **({} if goes_on else _AFRESH)})
+            train_bundle(root, {**values, "fold": fold, **(_FINISH if goes_on else _AFRESH)})
             if not _scores(root, fold).is_file():  # stopped by hand
                 return [path for path in (_scores(root, k) for k in folds) if path.is_file()]
             room.keep(root, fold)

@@ -27,7 +27,14 @@ def pick_device(name: str = "auto") -> torch.device:
     if not present.get(kind):
         there = ["auto", *(device for device, here in present.items() if here)]
         raise ResourceError(f"device '{name}' is not available on this machine; give {' or '.join(there)}")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ResourceError(f"device '{name}' is not a device; give {kind}, or {kind}:0 and so on") from error
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ResourceError(f"device '{name}' is not available on this machine, whose last is cuda:{last}; give cuda")
+    return device
 
 
 def synchronize(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import InputError, NetworkError, ResourceError
 from medunet.inference.backends import NAMES, Backend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
-from medunet.inference.device import one_thread
+from medunet.inference.device import one_thread, synchronize
 from medunet.inference.partners import Partners
 from medunet.inference.passage import Passage, Segmentation
 from medunet.inference.placement import Windows, importance, overlapping, tiles
@@ -214,6 +214,7 @@ class WindowInferer(Inferer):
         if self._seconds is None and windows.count * flips >= _MANY:
             start = time.perf_counter()
             self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
+            synchronize(backend.device)
             self._seconds = time.perf_counter() - start
         plane = math.prod(border.size) // border.size[windows.axis]
         held = 4 * plane * windows.depth * (len(self.values) + 1 + image.channels)
@@ -298,8 +299,8 @@ class WindowInferer(Inferer):
         size = self._batch(backend.device)
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
-            part = _sent(batch[first : first + size], backend.device)
             try:
+                part = _sent(batch[first : first + size], backend.device)
                 logits = backend(part[..., 0])[..., None] if self.flat else backend(part)
                 done.append(logits if len(part) == len(batch) else logits.clone())  # they last until the next call
             except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -94,7 +94,9 @@ class Augmentation:
         if len(self.rotation) != (3 if dims == 3 else 1):
             raise PlanError(f"rotation {self.rotation} does not fit {dims} axes; give 3 angles in 3D and 1 in 2D")
         if any(axis not in range(dims) for axis in self.mirror_axes):
-            raise PlanError(f"mirror_axes {self.mirror_axes} are not axes of the patch {self.patch}")
+            raise PlanError(
+                f"mirror_axes {self.mirror_axes} are not axes of the patch {self.patch}; give some of 0 to {dims - 1}"
+            )
         for name, chance in self.chance.items():
             if not 0 <= chance <= 1:
                 raise PlanError(f"chance of {name} is {chance}; give 0 to 1")
@@ -103,7 +105,7 @@ class Augmentation:
             if len(limits) != 2 or not least <= limits[0] <= limits[1]:
                 raise PlanError(f"range of {name} is {limits}; give the least and the most, at least {least:g}")
         if self.range["low_resolution"][1] > 1:
-            raise PlanError(f"range of low_resolution is {self.range['low_resolution']}; it cannot be over 1")
+            raise PlanError(f"range of low_resolution is {self.range['low_resolution']}; give at most 1")
 
     def draw(self, generator: np.random.Generator) -> Draw:
         """Draw the changes of one patch, and the extent of the region they need."""

@@ -23,7 +23,8 @@ class WeightAverage:
     """Keep in `average` an exponential moving average of the weights of `network`, after every step.
 
     The average looks back over `share` of the run, and over less while the run is young, so that the first weights are
-    soon forgotten: its decay after step t is min(1 - 1 / (share x steps), (1 + t) / (10 + t)). Buffers are copied.
+    soon forgotten: its decay after step t is min(1 - 1 / (share x steps), (1 + t) / (10 + t)). Running statistics are
+    averaged likewise, so that they belong to the averaged weights; counts are copied.
 
     Source: Polyak and Juditsky 1992 (doi:10.1137/0330046); the warm-up of the decay is TensorFlow's.
 

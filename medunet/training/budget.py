@@ -67,10 +67,12 @@ class Budget:
         self._fitted = False
         self.seconds = None if minutes is None else 60.0 * float(minutes)
         self.validations, self.interval = int(validations), 1
+        self._asked = int(validations)
         self.start = time.monotonic()
         self.reserve = self.validation_seconds = 0.0
         self._epoch_started = self.start
         self._epoch_seconds: float | None = None
+        self._step_seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -90,10 +92,17 @@ class Budget:
         begin = getattr(engine.data_loader.sampler, "begin", None)
         if begin is not None:  # not where an overlay put another sampler
             begin(int(engine.state.iteration))
-        ahead = int(engine.state.max_epochs or 1) - first_step(engine) // int(engine.state.epoch_length or 1)
-        self.interval = max(1, -(-ahead // max(1, self.validations)))
+        self.interval = self._interval(engine)
         self.log.plan(engine, self.interval)
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
+
+    def _interval(self, engine: Any) -> int:
+        """Epochs from one validation to the next; a run that is resumed keeps to them unless others are asked for."""
+        kept = engine.state.interval if self._asked == engine.state.asked else None
+        ahead = int(engine.state.max_epochs or 1) - first_step(engine) // int(engine.state.epoch_length or 1)
+        engine.state.interval = int(kept or max(1, -(-ahead // max(1, self.validations))))
+        engine.state.asked = self._asked
+        return int(engine.state.interval)
 
     def _extend(self, engine: Engine) -> None:
         """Let a finished run go on; one that is not is finished first."""
@@ -101,7 +110,7 @@ class Budget:
         if epoch < last:
             self.log.say(f"the run is not finished: it goes on to epoch {last}; extend it after that")
             return
-        engine.state.cycle = int(engine.state.iteration)
+        engine.state.cycle, engine.state.interval = int(engine.state.iteration), None
         steps, length = self._epochs * int(engine.state.epoch_length or 1), int(engine.state.epoch_length or 1)
         if self.seconds is not None:
             steps = self._steps(engine, self.measure(engine))
@@ -123,7 +132,7 @@ class Budget:
 
     def _steps(self, engine: Engine, pace: Pace) -> int:
         """How many training steps fit into the time that is left, beside validations and scores."""
-        self._fitted = True
+        self._fitted, self._step_seconds = True, pace.step
         self.log.calibrated(pace, engine)
         cases = len(self.validator.data_loader)
         left = float(self.seconds or 0.0) - (time.monotonic() - self.start)
@@ -141,8 +150,9 @@ class Budget:
         if self.seconds is None or not self._fitted or int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             return
         now = time.monotonic()
-        last = now - self._epoch_started
-        self._epoch_seconds = last if self._epoch_seconds is None else (self._epoch_seconds + last) / 2
+        if self._epoch_seconds is None:  # as measured: the first epoch alone may be slow for reasons of its own
+            self._epoch_seconds = self._step_seconds * int(engine.state.epoch_length or 1)
+        self._epoch_seconds = (self._epoch_seconds + now - self._epoch_started) / 2
         left = self.seconds - (now - self.start) - self.reserve
         engine.state.max_epochs = agree(
             self.adjusted(int(engine.state.epoch), int(engine.state.max_epochs or 0), left)

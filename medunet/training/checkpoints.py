@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from medunet.data.atomic import write_with
@@ -48,7 +49,7 @@ class Checkpoints:
         engine.add_event_handler(Events.COMPLETED, self.save_last)
 
     def _start(self, engine: Engine) -> None:
-        engine.state.cycle = 0
+        engine.state.cycle, engine.state.asked, engine.state.interval = 0, None, None
         if is_main_process():
             for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
                 half.unlink(missing_ok=True)
@@ -69,10 +70,12 @@ class Checkpoints:
             "max_epochs": engine.state.max_epochs,
             "epoch_length": engine.state.epoch_length,
             "cycle": engine.state.cycle,
+            "asked": engine.state.asked,
+            "interval": engine.state.interval,
             "fold": self.fold,
             "best": self.best,
             "since_best": self.since_best,
-            "rng": torch.get_rng_state(),
+            **_chances(engine),
         }
         write_with(self.last, lambda path: torch.save(content, path))
 
@@ -102,15 +105,49 @@ class Checkpoints:
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_optimizer(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise BundleError(f"{self.last}: does not fit this plan ({error}); train without --resume") from error
+            first = " ".join(" ".join(str(error).splitlines()[:2]).split())[:200]
+            raise BundleError(f"{self.last}: does not fit this plan ({first}); train without --resume") from error
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
-        torch.set_rng_state(state["rng"])
+        engine.state.asked, engine.state.interval = state["asked"], state["interval"]
+        _take_chances(engine, state)
         if members_in(read_state(self.model)) if self.model.is_file() else False:
             self.best = {"dice": None, "step": 0}  # what was best went into an ensemble; the next validated is
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Take over what the optimiser has learnt; its options are those of the config, which may have others now."""
+        options = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        if [set(group) - {"params"} for group in state["param_groups"]] != [set(group) for group in options]:
+            raise BundleError(
+                f"{self.last}: was trained with another optimizer than {type(self.optimizer).__name__}; give the "
+                f"--config and --set of that run again, or train without --resume"
+            )
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+
+
+def _chances(engine: Any) -> dict[str, Any]:
+    """The state of chance, and of mixed precision's scale, which the next steps depend on."""
+    device, scaler = engine.state.device, engine.scaler
+    return {
+        "rng": torch.get_rng_state(),
+        "device_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+
+
+def _take_chances(engine: Any, state: dict[str, Any]) -> None:
+    """The inverse; what another device or precision has no use for is left."""
+    device, scaler = engine.state.device, engine.scaler
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda" and state["device_rng"] is not None:
+        torch.cuda.set_rng_state(state["device_rng"], device)
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
 
 
 def fold_of_checkpoint(bundle: Path) -> int:
@@ -130,8 +167,8 @@ def _last_state(path: Path) -> dict[str, Any]:
 
 def plain(network: nn.Module) -> nn.Module:
     """The network inside a distributed wrapper."""
-    inner = getattr(network, "module", network)
-    return inner if isinstance(inner, nn.Module) else network
+    inner: Any = network.module if isinstance(network, (DistributedDataParallel, nn.DataParallel)) else network
+    return cast(nn.Module, inner)
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from datetime import timedelta
 
 import torch
 from torch import nn
@@ -13,20 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 from medunet.errors import ResourceError
 from medunet.training.placing import place
 
+_LONGEST_WAIT = timedelta(days=1)  # for the first process, which validates and scores while the others wait
+
 
 def local_device(backend: str = "auto") -> torch.device:
     """Join the process group that torchrun announced and return this process's device (``cuda:LOCAL_RANK`` or CPU).
 
     Raises:
-        ResourceError: the process was not started by torchrun.
+        ResourceError: the process was not started by torchrun, or there are fewer GPUs than processes.
     """
     if "LOCAL_RANK" not in os.environ:
         raise ResourceError("multi-GPU training was started as one process; start it with torchrun --nproc_per_node=N")
-    cuda = torch.cuda.is_available()
+    cuda, rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if cuda and rank >= torch.cuda.device_count():
+        raise ResourceError(
+            f"torchrun started process {rank + 1} on a machine with {torch.cuda.device_count()} GPUs; give "
+            f"--nproc_per_node={torch.cuda.device_count()}"
+        )
     if not torch.distributed.is_initialized():
         chosen = ("nccl" if cuda else "gloo") if backend == "auto" else backend
-        torch.distributed.init_process_group(chosen)
-    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu")
+        torch.distributed.init_process_group(chosen, timeout=_LONGEST_WAIT)
+    device = torch.device(f"cuda:{rank}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
     return device

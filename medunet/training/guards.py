@@ -7,46 +7,59 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.optim import Optimizer
 
-from medunet.errors import TrainingError
+from medunet.errors import BundleError, TrainingError
 
 
 class Guards:
-    """Shorten gradients whose norm over all weights exceeds `clip`, and end a run whose loss is not a number.
+    """Shorten gradients whose norm over all weights exceeds `clip`, and end a run that is not of numbers any more.
 
-    Clipping acts in the optimiser, behind the unscaling of mixed precision. The loss is looked at after every step on
-    the CPU, on other devices after every epoch, before a checkpoint is written.
+    Both act on the gradients in the optimiser, behind the unscaling of mixed precision, which passes over steps that
+    overflow. Loss and gradients are looked at after every step on the CPU, on other devices after every epoch, before
+    a checkpoint is written.
 
     Args:
         clip: largest norm (nnU-Net: 12); 0: gradients stay as they are.
 
     Raises:
-        TrainingError: (while training) the loss is not finite.
+        TrainingError: (while training) the loss, or a gradient that the weights were changed by, is not finite.
     """
 
     def __init__(self, optimizer: Optimizer, clip: float = 12.0) -> None:
+        if not clip >= 0:
+            raise BundleError(f"clip, the largest norm of the gradients, is {clip}; give 0 (none) or more")
         self.optimizer, self.clip = optimizer, float(clip)
-        self._broken: Tensor | None = None
+        self._broken: dict[str, Tensor] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; before the handler of checkpoints."""
-        if self.clip > 0:
-            self.optimizer.register_step_pre_hook(self._shorten)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note)
+        self.optimizer.register_step_pre_hook(self._before_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._require_finite)
 
-    def _shorten(self, optimizer: Optimizer, *args: object) -> None:
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        torch.nn.utils.clip_grad_norm_(weights, self.clip)
+    def _before_step(self, optimizer: Optimizer, *args: object) -> None:
+        """Shorten the gradients; an optimiser that unscales them itself (``fused``) has them longer by its scale."""
+        weights = [w for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+        scale = getattr(optimizer, "grad_scale", None)
+        if self.clip > 0:
+            limit = self.clip if scale is None else self.clip * float(scale)
+            torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        if getattr(optimizer, "found_inf", None) is None:  # else it passes over such a step itself
+            self._note("gradient", norm)
 
-    def _note(self, engine: Engine) -> None:
-        broken = ~torch.isfinite(engine.state.output["loss"].detach()).all()
-        self._broken = broken if self._broken is None else self._broken | broken
-        if broken.device.type == "cpu":
+    def _after_step(self, engine: Engine) -> None:
+        self._note("loss", engine.state.output["loss"].detach())
+        if self._broken["loss"].device.type == "cpu":
             self._require_finite(engine)
 
+    def _note(self, what: str, value: Tensor) -> None:
+        broken, before = ~torch.isfinite(value).all(), self._broken.get(what)
+        self._broken[what] = broken if before is None else before | broken
+
     def _require_finite(self, engine: Engine) -> None:
-        if self._broken is not None and bool(self._broken):
+        what = next((name for name in ("loss", "gradient") if name in self._broken and bool(self._broken[name])), None)
+        if what is not None:
             raise TrainingError(
-                f"step {engine.state.iteration}: the loss is not a number, the checkpoints are from before; train on "
+                f"step {engine.state.iteration}: the {what} is not a number, the checkpoints are from before; train on "
                 f"with --resume and a smaller learning rate (--set optimizer::lr=...), or without amp"
             )

@@ -27,6 +27,7 @@ from medunet.training.distributed import agree
 from medunet.training.folds import held_out_by
 from medunet.training.log import Log
 from medunet.training.samples import page_of
+from medunet.training.schedule import first_step
 
 
 class CaseScores:
@@ -109,7 +110,7 @@ class Validation:
     ``models/quality.json``, made with those of ``models/model.pt``.
 
     Args:
-        patience: stop after this many validations without a new best; 0 never stops.
+        patience: stop after this many validations without a new best; 0 never stops. The run is finished then.
     """
 
     def __init__(
@@ -128,8 +129,13 @@ class Validation:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._between)
         engine.add_event_handler(Events.COMPLETED, self._final)
+
+    def _start(self, engine: Engine) -> None:
+        if engine.state.iteration == first_step(engine):  # of a run, or of its extension, which has patience again
+            self.checkpoints.since_best = 0
 
     def _between(self, engine: Engine) -> None:
         forget_scores(self.log.folder)
@@ -140,7 +146,7 @@ class Validation:
             self._run(engine)
         if self.patience and agree(self.checkpoints.since_best)[0] >= self.patience:
             self.log.say(f"no new best in {self.patience} validations: stopped early")
-            engine.terminate()
+            engine.state.max_epochs = epoch
 
     def _run(self, engine: Engine) -> None:
         self.validator.run(int(engine.state.epoch))

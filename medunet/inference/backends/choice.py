@@ -35,6 +35,7 @@ COMPILE_SECONDS = 60.0
 MIXED_AGREEMENT = 0.02
 """The same in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
+_STARTS = 3  # runs until a compiled network with CUDA graphs is as fast as it will be
 _FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
 """Of the whole job in torch: what trying the first other backend may cost, and what trying two may."""
 _ENOUGH_SECONDS, _LONG_SECONDS = 0.3, 1.0
@@ -121,7 +122,7 @@ def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -
     best: Backend = plain
     times, refused = {plain.name: seconds}, []
     for way in worth:
-        make = partial(TorchBackend, plain.network, plain.device, amp, way)
+        make = partial(_started, plain, amp, way, example)
         tried = _trial(make, example, logits, MIXED_AGREEMENT if plain.mixed else AGREEMENT)
         if isinstance(tried, str):
             refused.append(f"{way} left out: {tried}")
@@ -132,6 +133,14 @@ def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -
     if best is plain:
         plain.arrange()
     return Choice(best, _sentence(best.name, times, refused), times[best.name])
+
+
+def _started(plain: TorchBackend, amp: bool, way: str, example: Tensor) -> Backend:
+    """Another way of the same network, past its first runs: they compile, choose algorithms and record graphs."""
+    backend = TorchBackend(plain.network, plain.device, amp, way)
+    for _ in range(_STARTS):
+        backend(example)
+    return backend
 
 
 def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | None:

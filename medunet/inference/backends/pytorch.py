@@ -21,7 +21,7 @@ class TorchBackend:
         device: where to run.
         amp: mixed precision on CUDA, bfloat16 or (on cards without it) float16; other devices stay in float32.
         way: one of WAYS. The last two rearrange the network's weights in memory; ``compiled`` takes a minute or so at
-            the first call and, on CUDA, replays graphs.
+            the first call of a size and, on CUDA, replays graphs. A batch is filled up to a size that ran before.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str, amp: bool = False, way: str = "plain") -> None:
@@ -31,6 +31,7 @@ class TorchBackend:
         self.dtype = torch.bfloat16 if self.mixed and torch.cuda.is_bf16_supported() else torch.float16
         self.name = "torch" if way == WAYS[0] else f"torch, {way}"
         self.last = way != WAYS[0]
+        self._sizes: set[int] | None = set() if way == WAYS[2] else None  # batches that are compiled
         self._run = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if way == WAYS[2] else network
         if self.last:
             self.arrange()
@@ -46,9 +47,21 @@ class TorchBackend:
         # no_grad and not inference_mode: callers add and multiply logits in place, outside of it.
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self.dtype, enabled=self.mixed):
             windows = windows.to(self.device, non_blocking=True)
+            count = len(windows)
+            windows = self._filled(windows)
             if self.last:
                 windows = windows.contiguous(memory_format=channels_last(windows))
-            return full_output(self._run(windows)).float()
+            logits = full_output(self._run(windows)).float()
+            if self._sizes is not None:
+                self._sizes.add(len(windows))
+            return logits[:count]
+
+    def _filled(self, windows: Tensor) -> Tensor:
+        """Windows, and as many zeros as make them a batch of the next size that is compiled, if there is one."""
+        larger = [size for size in self._sizes or () if size > len(windows)]
+        if not larger or len(windows) in (self._sizes or ()):
+            return windows
+        return torch.cat((windows, windows.new_zeros((min(larger) - len(windows), *windows.shape[1:]))))
 
 
 def channels_last(tensor: Tensor) -> torch.memory_format:
