@@ -234,6 +234,17 @@ def test_a_dataset_with_regions_in_another_order_is_another_one(tmp_path: Path) 
     assert turned.digest() != index.digest()
 
 
+@pytest.mark.parametrize("names", [["background", "liver", "organs", "lesion"], ["background", *ORGANS, "spleen"]])
+def test_labels_and_regions_of_an_index_are_in_one_order(tmp_path: Path, names: list[str]) -> None:
+    """Outputs are named by the one and trained on masks of the other."""
+    content = read_index(regions_dataset(tmp_path / "d")).as_json()
+    values = {**content["labels"], "spleen": 5}
+    content["labels"] = {name: values[name] for name in names}
+    with pytest.raises(DatasetError) as caught:
+        Index.from_json(content)
+    assert f"labels are {', '.join(names)} and regions organs, liver, lesion; give the back" in str(caught.value)
+
+
 def command(*words: str, cwd: Path) -> None:
     environment = {**os.environ, "MONAI_EVAL_EXPR": "0", "PYTHONPATH": str(Path(medunet.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True)

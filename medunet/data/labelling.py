@@ -123,6 +123,11 @@ def require_consistent(known: Declared, where: str) -> None:
                 f"{where}: regions_class_order writes {known.labels.get(name)} for region '{name}', whose values are "
                 f"{list(values)}; give one of them"
             )
+    if list(known.labels)[1:] != list(known.regions):
+        raise DatasetError(
+            f"{where}: labels are {', '.join(known.labels)} and regions {', '.join(known.regions)}; give the "
+            f"background and then all regions, in one order"
+        )
     _require_visible(known.regions, where)
 
 
