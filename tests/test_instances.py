@@ -185,9 +185,7 @@ def test_what_cannot_be_numbered() -> None:
         SaveLabeld("out", labels, output_format="dicom-seg", instances="cell")
 
 
-def test_a_perfect_map_of_objects_scores_one(
-    cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_perfect_map_of_objects_scores_one(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = read_label(cells / "instances" / "0.png")
     write_label(tmp_path / "p" / "0.nii.gz", numbered(ids.array[0], 300) + 2 * (ids.array[0] > 300), ids.grid)
     assert nib.load(tmp_path / "p" / "0.nii.gz").shape == (64, 64, 1)

@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from monai.networks import nets
 from torch import Tensor, nn
 

@@ -190,13 +190,13 @@ def require_passes(patch: Sequence[int], axes: Sequence[Axis]) -> None:
     if not all(axis.fits(n) for axis, n in zip(axes, patch, strict=True)):
         below = [axis.below(n) for axis, n in zip(axes, patch, strict=True)]
         above = [axis.above(n) for axis, n in zip(axes, patch, strict=True)]
+        lost, step = [2 * axis.margin for axis in axes], [axis.step for axis in axes]
         raise PlanError(
             f"plan setting patch_size={list(patch)} does not pass a network without padding; the nearest valid "
             + (
                 f"values are {below} below and {above} above"
                 if all(low <= n for low, n in zip(below, patch, strict=True))
-                else f"value is {list(nearest(axes, patch))} ({[2 * axis.margin for axis in axes]} voxels are lost, and "
-                f"{[axis.step for axis in axes]} must come out)"
+                else f"value is {list(nearest(axes, patch))} ({lost} voxels are lost, at least {step} must come out)"
             )
         )
 
