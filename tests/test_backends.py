@@ -419,14 +419,17 @@ class Remembering(Unexportable):
 
 
 @needs_both
-@pytest.mark.parametrize("name", ["openvino", "onnx"])
-@pytest.mark.parametrize("network", [Deceiving(), Remembering()])
+@pytest.mark.parametrize(
+    ("name", "network"), [("openvino", Deceiving()), ("openvino", Remembering()), ("onnx", Remembering())]
+)
 def test_a_chosen_backend_that_computes_something_else_is_refused(name: str, network: nn.Module) -> None:
-    if name == "onnx" and isinstance(network, Deceiving):
-        network = Remembering()
     network.train()
     with pytest.raises(
+<<<<<<< HEAD
         NetworkError, match=r"'\w+' does not compute what PyTorch does: .* differ by .*; give --backend"
+=======
+        NetworkError, match=f"'{name}' does not compute what PyTorch does: .* differ .*; give --backend"
+>>>>>>> rev2
     ):
         make(name, network)
     assert network.training
