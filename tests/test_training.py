@@ -309,6 +309,26 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(planned_bundle: Path, tm
         assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
 
 
+def test_a_run_that_was_stopped_within_an_epoch_finishes_it(planned_bundle: Path, tmp_path: Path) -> None:
+    """As by Ctrl-C: no step is lost, and the weights are those of a run that was left alone."""
+    whole, stopped = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "stopped"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 3, "store": str(tmp_path / "store")}
+    verbs.train(whole, 0, values)
+    parser = load_workflow(stopped, "train.yaml", "train", values).parser
+    trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
+
+    def stop() -> None:
+        validation.stopped = True
+        trainer.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), stop)
+    trainer.run()
+    verbs.train(stopped, 0, {**values, "resume": True})
+    first, second = (torch.load(b / "models" / "checkpoint_last.pt", weights_only=True) for b in (whole, stopped))
+    assert (second["epoch"], second["iteration"]) == (3, 9)
+    assert all(torch.equal(first["average"][key], second["average"][key]) for key in first["average"])
+
+
 @given(st.integers(1, 5000), st.floats(0, 0.5))
 def test_an_average_forgets_its_beginning_and_then_looks_back_over_a_share(total: int, share: float) -> None:
     average = WeightAverage(nn.Linear(1, 1), nn.Linear(1, 1), share)

@@ -109,8 +109,9 @@ class Checkpoints:
         except (RuntimeError, ValueError, KeyError) as error:
             first = " ".join(" ".join(str(error).splitlines()[:2]).split())[:200]
             raise BundleError(f"{self.last}: does not fit this plan ({first}); train without --resume") from error
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.state.max_epochs, engine.state.epoch_length = state["max_epochs"], state["epoch_length"]
+        engine.state.iteration = state["iteration"]
+        engine.state.epoch = state["iteration"] // state["epoch_length"]  # one that was stopped within is finished
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         engine.state.asked, engine.state.interval = state["asked"], state["interval"]
         _take_chances(engine, state)
