@@ -425,11 +425,7 @@ class Remembering(Unexportable):
 def test_a_chosen_backend_that_computes_something_else_is_refused(name: str, network: nn.Module) -> None:
     network.train()
     with pytest.raises(
-<<<<<<< HEAD
-        NetworkError, match=r"'\w+' does not compute what PyTorch does: .* differ by .*; give --backend"
-=======
         NetworkError, match=f"'{name}' does not compute what PyTorch does: .* differ .*; give --backend"
->>>>>>> rev2
     ):
         make(name, network)
     assert network.training

@@ -190,23 +190,12 @@ def require_passes(patch: Sequence[int], axes: Sequence[Axis]) -> None:
     if not all(axis.fits(n) for axis, n in zip(axes, patch, strict=True)):
         below = [axis.below(n) for axis, n in zip(axes, patch, strict=True)]
         above = [axis.above(n) for axis, n in zip(axes, patch, strict=True)]
-<<<<<<< HEAD
         valid = f"values are {below} below and {above} above"
         if any(low > n for low, n in zip(below, patch, strict=True)):
             lost, out = [2 * axis.margin for axis in axes], [axis.step for axis in axes]
-            valid = f"value is {list(nearest(axes, patch))} ({lost} voxels are lost, and {out} must come out)"
+            valid = f"value is {list(nearest(axes, patch))} ({lost} voxels are lost, at least {out} must come out)"
         raise PlanError(
             f"plan setting patch_size={list(patch)} does not pass a network without padding; the nearest valid {valid}"
-=======
-        lost, step = [2 * axis.margin for axis in axes], [axis.step for axis in axes]
-        raise PlanError(
-            f"plan setting patch_size={list(patch)} does not pass a network without padding; the nearest valid "
-            + (
-                f"values are {below} below and {above} above"
-                if all(low <= n for low, n in zip(below, patch, strict=True))
-                else f"value is {list(nearest(axes, patch))} ({lost} voxels are lost, at least {step} must come out)"
-            )
->>>>>>> rev2
         )
 
 
