@@ -257,7 +257,7 @@ def test_a_run_over_all_folds_is_resumed(ensemble: Path, tmp_path: Path, monkeyp
     assert trained[1:] == [(folds[1], False)]
     metadata = bundle / "configs" / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"overlap": 0.5', '"overlap": 0.25'))
-    with pytest.raises(BundleError, match="was changed since the folds were begun; train without --resume"):
+    with pytest.raises(BundleError, match="the plan was changed since the folds were begun; train without --resume"):
         medunet.train(bundle, "all", {**QUICK, "resume": True})
     (bundle / "eval" / "folds.json").unlink()
     with pytest.raises(BundleError, match="has no run over all folds to resume"):

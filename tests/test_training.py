@@ -210,11 +210,16 @@ def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path
     assert int(next(iter(optimizer.state.values()))["step"]) == 9
     path = bundle / "configs" / "metadata.json"
     metadata = json.loads(path.read_text())
-    metadata["plan"]["network"]["channels"][0] *= 2
+    metadata["authors"] = "others"  # not of the plan
     path.write_text(json.dumps(metadata))
-    with pytest.raises(BundleError, match=r"does not fit this plan \(Error.* size mismatch.*\); train without") as told:
-        verbs.train(bundle, 0, values)
+    wider = {"network_def": {**metadata["plan"]["network"], "channels": [6, 8, 16]}}
+    with pytest.raises(BundleError, match=r"does not fit this plan \(.*\); train without") as told:
+        verbs.train(bundle, 0, {**values, **wider})
     assert len(str(told.value)) < 500
+    metadata["plan"]["rotation"][0] /= 2
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(BundleError, match=r"checkpoint_last\.pt: the plan was changed since; train without --resume"):
+        verbs.train(bundle, 0, values)
 
 
 def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:

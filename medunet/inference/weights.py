@@ -87,6 +87,12 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def plan_digest(bundle: Path) -> str:
+    """sha256 of a bundle's plan, whatever else ``metadata.json`` says and however it is written."""
+    plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
 def model_digest(bundle: Path, overrides: Mapping[str, Any], weights: Path | None = None) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
 

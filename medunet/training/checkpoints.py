@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from medunet.data.atomic import write_with
 from medunet.errors import BundleError
-from medunet.inference.weights import MODEL, read_state
+from medunet.inference.weights import MODEL, plan_digest, read_state
 from medunet.networks.ensemble import members_in
 
 LAST = "models/checkpoint_last.pt"
@@ -38,7 +38,8 @@ class Checkpoints:
     ) -> None:
         self.network, self.average, self.optimizer = network, average, optimizer
         self.fold, self.resume = int(fold), resume
-        self.model, self.last = Path(bundle_root) / MODEL, Path(bundle_root) / LAST
+        self.bundle = Path(bundle_root)
+        self.model, self.last = self.bundle / MODEL, self.bundle / LAST
         self.best: dict[str, Any] = {"dice": None, "step": 0}
         self.since_best = 0
         """Validations since the best."""
@@ -73,6 +74,7 @@ class Checkpoints:
             "asked": engine.state.asked,
             "interval": engine.state.interval,
             "fold": self.fold,
+            "plan": plan_digest(self.bundle),
             "best": self.best,
             "since_best": self.since_best,
             **_chances(engine),
@@ -102,6 +104,8 @@ class Checkpoints:
                 f"{self.last}: is of fold {state.get('fold')}, which was trained on cases that fold {self.fold} holds "
                 f"out; resume with --fold {state.get('fold')} or train without --resume"
             )
+        if state.get("plan") != plan_digest(self.bundle):
+            raise BundleError(f"{self.last}: the plan was changed since; train without --resume, or with --init")
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])

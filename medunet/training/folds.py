@@ -22,7 +22,7 @@ from medunet.errors import BundleError
 from medunet.evaluation import report, scores
 from medunet.evaluation.components import Found, prove
 from medunet.inference.quality import QUALITY, Calibration, Scored
-from medunet.inference.weights import COMPONENTS, MODEL, file_digest, read_state, weights_digest
+from medunet.inference.weights import COMPONENTS, MODEL, file_digest, plan_digest, read_state, weights_digest
 from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
 
@@ -57,7 +57,7 @@ def begin(bundle: Path) -> set[int]:
     _take_apart(bundle)
     for path in (bundle / "models").glob("fold_[0-9]*.pt"):
         path.unlink()
-    write_json(bundle / _RECORD, {"plan": file_digest(bundle / _METADATA), "done": {}})
+    write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "done": {}})
     return set()
 
 
@@ -70,15 +70,17 @@ def resume(bundle: Path) -> set[int]:
     record = _record(bundle)
     if record is None:
         raise BundleError(f"{bundle}: has no run over all folds to resume; train --fold all without --resume")
-    if record["plan"] != file_digest(bundle / _METADATA):
-        raise BundleError(f"{bundle / _METADATA}: was changed since the folds were begun; train without --resume")
+    if record["plan"] != plan_digest(bundle):
+        raise BundleError(
+            f"{bundle / _METADATA}: the plan was changed since the folds were begun; train without --resume"
+        )
     return {int(fold) for fold, left in record["done"].items() if _left(bundle, int(fold)) == left}
 
 
 def keep(bundle: Path, fold: int) -> None:
     """Keep the weights of a fold that was trained to its end."""
     write_with(fold_weights(bundle, fold), lambda part: shutil.copyfile(bundle / MODEL, part))
-    record = _record(bundle) or {"plan": file_digest(bundle / _METADATA), "done": {}}
+    record = _record(bundle) or {"plan": plan_digest(bundle), "done": {}}
     record["done"][str(fold)] = _left(bundle, fold)
     write_json(bundle / _RECORD, record)
 
