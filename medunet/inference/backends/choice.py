@@ -30,8 +30,10 @@ CONVERT_SECONDS = 10.0
 """About what converting a network costs."""
 START_SECONDS = 1.0
 """About what starting a converted network from the cache costs."""
-COMPILE_SECONDS = 60.0
+COMPILE_SECONDS = {"cpu": 15.0, "cuda": 60.0}
 """About what ``torch.compile`` costs."""
+TRIED = {"cpu": WAYS[2:], "cuda": WAYS[1:]}
+"""Which ways of PyTorch are tried; on the CPU channels last alone are slower (measured)."""
 MIXED_AGREEMENT = 0.02
 """The same in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
@@ -87,8 +89,8 @@ def choose_backend(
     """The fastest backend for about `windows` windows, and why.
 
     On the CPU each installed backend runs one window, as far as the job pays for their conversion. Logits must agree
-    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`. On CUDA the ways in which
-    PyTorch can run the network are tried likewise.
+    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`. On CUDA, and where no other
+    backend is installed, the ways in which PyTorch can run the network are tried likewise.
 
     Args:
         network: the network with its weights.
@@ -101,12 +103,10 @@ def choose_backend(
     """
     plain = TorchBackend(network, device, amp)
     names = [name for name, compiled in COMPILED.items() if compiled.installed]
-    if plain.device.type == "cuda":
-        return fastest_way(plain, amp, example_window(window, channels), windows)
-    if plain.device.type != "cpu":
+    if plain.device.type not in COMPILE_SECONDS:
         return Choice(plain, f"torch: the backend for {plain.device.type}")
-    if not names:
-        return Choice(plain, "torch: no other backend is installed")
+    if plain.device.type == "cuda" or not names:
+        return fastest_way(plain, amp, example_window(window, channels), windows)
     job = _Job(network, window, channels, cache, network_digest(network))
     return _remembered(job, plain, names) or _measured(job, plain, names, windows)
 
@@ -117,8 +117,9 @@ def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -
         return Choice(plain, f"torch: {_counted(windows)} too few to try another way")
     logits, _ = _timed(plain, example)  # the first run of a device is slower
     logits, seconds = _timed(plain, example)
-    job = windows * seconds * _FURTHER_SHARE
-    worth = [WAYS[1], *([WAYS[2]] if job > COMPILE_SECONDS else [])]
+    device = plain.device.type
+    pays = windows * seconds * _FURTHER_SHARE > COMPILE_SECONDS[device]
+    worth = [way for way in TRIED[device] if pays or way != WAYS[2]]
     best: Backend = plain
     times, refused = {plain.name: seconds}, []
     for way in worth:
