@@ -216,9 +216,9 @@ def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path
     with pytest.raises(BundleError, match=r"does not fit this plan \(.*\); train without") as told:
         verbs.train(bundle, 0, {**values, **wider})
     assert len(str(told.value)) < 500
-    metadata["plan"]["rotation"][0] /= 2
+    metadata["plan"]["spacing"][0] /= 2
     path.write_text(json.dumps(metadata))
-    with pytest.raises(BundleError, match=r"checkpoint_last\.pt: the plan was changed since; train without --resume"):
+    with pytest.raises(BundleError, match=r"checkpoint_last\.pt: the plan was changed since in what .* train without"):
         verbs.train(bundle, 0, values)
 
 

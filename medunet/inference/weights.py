@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,10 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def plan_digest(bundle: Path) -> str:
-    """sha256 of a bundle's plan, whatever else ``metadata.json`` says and however it is written."""
+def plan_digest(bundle: Path, keys: Sequence[str] = ()) -> str:
+    """sha256 of a bundle's plan, or of some of its `keys`, whatever else ``metadata.json`` says."""
     plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
+    plan = {key: plan.get(key) for key in keys} if keys else plan
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 

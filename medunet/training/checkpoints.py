@@ -17,6 +17,7 @@ from medunet.inference.weights import MODEL, plan_digest, read_state
 from medunet.networks.ensemble import members_in
 
 LAST = "models/checkpoint_last.pt"
+_MEANING = ("channels", "orientation", "spacing", "normalization", "labels", "regions", "ignore")
 
 
 class Checkpoints:
@@ -74,7 +75,7 @@ class Checkpoints:
             "asked": engine.state.asked,
             "interval": engine.state.interval,
             "fold": self.fold,
-            "plan": plan_digest(self.bundle),
+            "plan": plan_digest(self.bundle, _MEANING),
             "best": self.best,
             "since_best": self.since_best,
             **_chances(engine),
@@ -104,8 +105,11 @@ class Checkpoints:
                 f"{self.last}: is of fold {state.get('fold')}, which was trained on cases that fold {self.fold} holds "
                 f"out; resume with --fold {state.get('fold')} or train without --resume"
             )
-        if state.get("plan") != plan_digest(self.bundle):
-            raise BundleError(f"{self.last}: the plan was changed since; train without --resume, or with --init")
+        if state.get("plan") != plan_digest(self.bundle, _MEANING):
+            raise BundleError(
+                f"{self.last}: the plan was changed since in what the network sees or says ({', '.join(_MEANING)}); "
+                f"train without --resume, or with --init"
+            )
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
