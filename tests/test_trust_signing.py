@@ -151,6 +151,22 @@ def test_signatures_of_others_are_refused(packed_bundle: Path, keys: Path, tmp_p
     assert "the signature is of another archive (sha256 differs)" in verify_static(foreign, public(keys)).failure
 
 
+def test_unused_bits_of_base64_count_too(tmp_path: Path) -> None:
+    """The last digit of a key has two bits that stand for nothing: 0 and 1, 4 and 5, 8 and 9 are the same key."""
+    for number in range(2000):
+        key = tmp_path / str(number)
+        keygen(key)
+        data = sign(statement := Statement("0" * 64, 7, "Phantom", "0.1.0"), key)
+        digit = json.loads(data)["key"][-2]
+        if digit in "048":
+            break
+    other = data.replace(f'{digit}="'.encode(), f'{int(digit) + 1}="'.encode(), 1)
+    assert base64.b64decode(json.loads(other)["key"]) == base64.b64decode(json.loads(data)["key"])
+    check_signature(data, statement)
+    with pytest.raises(UnsafeError, match="cut short or is not one of medunet"):
+        check_signature(other, statement)
+
+
 def test_every_changed_or_missing_byte_of_a_signature_is_found(keys: Path) -> None:
     statement = Statement("0" * 64, 7, "Phantom", "0.1.0")
     data = sign(statement, keys)

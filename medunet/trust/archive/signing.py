@@ -144,7 +144,8 @@ def _read(data: bytes) -> tuple[Any, bytes, bytes]:
         key, signature = (base64.b64decode(content[name], validate=True) for name in ("key", "signature"))
     except (binascii.Error, TypeError, ValueError, UnsafeError) as error:
         raise UnsafeError(problem) from error
-    if (len(key), len(signature)) != (32, 64) or canonical(content) != data:
+    whole = _text(key) == content["key"] and _text(signature) == content["signature"]  # unused bits of base64 are 0
+    if (len(key), len(signature)) != (32, 64) or not whole or canonical(content) != data:
         raise UnsafeError(problem)
     return content["archive"], key, signature
 
