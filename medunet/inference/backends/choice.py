@@ -35,7 +35,7 @@ COMPILE_SECONDS = {"cpu": 15.0, "cuda": 60.0}
 TRIED = {"cpu": WAYS[2:], "cuda": WAYS[1:]}
 """Which ways of PyTorch are tried; on the CPU channels last alone are slower (measured)."""
 MIXED_AGREEMENT = 0.02
-"""The same in mixed precision, where the order of sums tells in the third digit."""
+"""AGREEMENT in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
 _STARTS = 3  # runs until a compiled network with CUDA graphs is as fast as it will be
 _FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
