@@ -16,7 +16,7 @@ from PIL import Image
 from medunet.data.grid import Grid
 from medunet.data.phantom import LABELS
 from medunet.data.volume import read_label, write_label
-from medunet.errors import InputError
+from medunet.errors import DatasetError, InputError
 from medunet.evaluation import evaluate, read_scores, summarise, write_scores
 from medunet.evaluation.pictures import outline
 from medunet.evaluation.report import write_report
@@ -87,9 +87,32 @@ def test_missing_and_misplaced_predictions_are_listed(phantom_dataset: Path, pre
     assert "phantom_001: prediction grid" in messages
 
 
-def test_labels_are_found_when_not_named(phantom_dataset: Path, predictions: Path) -> None:
-    scores = evaluate(predictions, phantom_dataset / "labelsTr")
+def test_labels_are_found_when_nothing_names_them(phantom_dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    references = Path(shutil.copytree(phantom_dataset / "labelsTr", tmp_path / "alone" / "references"))
+    scores = evaluate(predictions, references)
     assert set(scores["classes"]) == {"label_1", "label_2", "label_3", "label_4"}
+
+
+def test_a_dataset_json_beside_the_references_names_their_values(phantom_dataset: Path, predictions: Path) -> None:
+    references = phantom_dataset / "labelsTr"
+    named, one = evaluate(predictions, references), evaluate(predictions, references, {"lesion": CLASSES["lesion"]})
+    assert named["labels"] == CLASSES
+    assert named == {**evaluate(predictions, references, CLASSES)}
+    assert set(one["classes"]) == {"lesion"}
+
+
+def test_ignored_voxels_and_regions_are_read_from_a_dataset_json_too(
+    phantom_dataset: Path, predictions: Path, tmp_path: Path
+) -> None:
+    references = Path(shutil.copytree(phantom_dataset / "labelsTr", tmp_path / "labelsTr"))
+    facts = {"labels": {"background": 0, "all": [1, 2, 3], "two": 2, "ignore": 4}, "regions_class_order": [1, 2]}
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    scores = evaluate(predictions, references)
+    assert (scores["labels"], scores["ignore"]) == ({"all": [1, 2, 3], "two": [2]}, 4)
+    del facts["regions_class_order"]
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(DatasetError, match=r"dataset\.json: regions_class_order has 0 values for 2 regions"):
+        evaluate(predictions, references)
 
 
 def test_nothing_to_compare_is_one_sentence(tmp_path: Path, phantom_dataset: Path) -> None:

@@ -222,6 +222,24 @@ def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path
         verbs.train(bundle, 0, values)
 
 
+def test_a_run_that_goes_on_with_other_threads_says_that_its_weights_will_differ(
+    trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 and 2 threads sum gradients in another order."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    here = state["threads"]
+    assert here == torch.get_num_threads()
+    for threads, told in ((here, False), (here + 3, True)):
+        torch.save({**state, "max_epochs": 3, "threads": threads}, last)
+        verbs.train(bundle, 0, {"resume": True, "device::name": "cpu"})
+        said = " ".join(capsys.readouterr().out.split())
+        assert "fold 0: training on from step 6 to 9" in said
+        words = f"PyTorch has {here} threads, the run so far had {threads}: sums are rounded otherwise"
+        assert (words in said) == told
+
+
 def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:
     """Another fold would be validated on cases that the weights were trained on."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))

@@ -14,8 +14,8 @@ import numpy as np
 from medunet.data.atomic import write_json, write_text
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
-from medunet.data.index import Index, read_index
-from medunet.data.labelling import IGNORE, Values, members
+from medunet.data.index import Index, read_index, read_json
+from medunet.data.labelling import IGNORE, Declared, Values, declared, members
 from medunet.data.volume import aligned, read_label, stem_of, suffix_of
 from medunet.errors import InputError, MedunetError
 from medunet.evaluation.instances import instance_scores
@@ -118,7 +118,8 @@ def evaluate(
     """Score a folder (or file) of label maps against references.
 
     References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
-    label objects; its cases belong to the predictions that were made from their images. A reference without a
+    label objects; its cases belong to the predictions that were made from their images. Where `labels` are not given
+    they are those of the dataset, or of a ``dataset.json`` beside the folder of label maps. A reference without a
     prediction, and a pair that cannot be compared, is listed under ``failed``. Voxels with the value that `labels`
     gives for ``ignore``, or else the dataset, count nowhere. With `instances` both number objects: the one class is all
     of them, under the first name of `labels` (``cell``), with `instance_scores` beside it.
@@ -129,8 +130,9 @@ def evaluate(
     images = _predicted_images(predictions)
     dataset = _dataset(references)
     pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
-    scored = dict(labels or ({} if dataset is None else members(dataset.labels, dataset.regions)))
-    ignore = _ignored(scored.pop(IGNORE, None if dataset is None else dataset.ignore))
+    known = _declared_beside(references) if dataset is None else dataset
+    scored = dict(labels or members(known.labels, known.regions))
+    ignore = _ignored(scored.pop(IGNORE, known.ignore))
     if instances:
         scored, ignore = {next(iter(labels or {"cell": 1})): 1}, None
     scored = scored or _found_labels(pairs, ignore)
@@ -167,6 +169,16 @@ def _dataset(references: Path) -> Index | None:
     if references.is_dir() and not _label_files(references) and any(references.iterdir()):
         return read_index(references)
     return None
+
+
+def _declared_beside(references: Path) -> Declared:
+    """What the ``dataset.json`` of an MSD or nnU-Net folder says of the values in its folder of label maps."""
+    place = references if references.is_dir() else references.parent
+    path = place.resolve().parent / "dataset.json"
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return Declared()
+    return declared(content.get("labels"), content.get("regions_class_order"), str(path))
 
 
 def _pairs_of(

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from medunet.errors import NetworkError
 from medunet.networks.blocks import Size
-from medunet.networks.fitting import fitting, require_fit
+from medunet.networks.fitting import Sized, require_fit
 from medunet.networks.unet import PerLevel, check_options, levels_of
 from medunet.planning.sizes import Axis, axes_of, nearest
 
 
-class Adapted(nn.Module):
+class Adapted(Sized):
     """A network `net` whose inputs are multiples of `divisor`, `least` voxels remaining at its bottom.
 
     Shapes: (batch, in_channels, *n) -> (batch, out_channels, *n)
@@ -29,15 +29,6 @@ class Adapted(nn.Module):
         super().__init__()
         self.net = net
         self.axes = (Axis(divisor, 0, 0, least),) * spatial_dims
-
-    @property
-    def spatial_divisor(self) -> Size:
-        """What input sizes must be divisible by."""
-        return tuple(axis.step for axis in self.axes)
-
-    def fitting_size(self, size: Sequence[int]) -> Size:
-        """The smallest input of at least `size` that passes."""
-        return fitting(self.axes, size)
 
     @property
     def auxiliary_outputs(self) -> int:

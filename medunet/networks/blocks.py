@@ -155,11 +155,13 @@ class UpSample(nn.Module):
         return result
 
 
-def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """``block(x)``, whose activations are computed again in the backward pass instead of kept.
+def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
+    """``block(x)``; with `recompute` its activations are computed again in the backward pass instead of kept.
 
     Dropout drops the same again; running statistics of batch normalisation count each pass once.
     """
+    if not recompute or not torch.is_grad_enabled():
+        return cast(Tensor, block(x))
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if not norms or torch.compiler.is_compiling():  # a compiled pass changes running statistics apart from the rest
         return cast(Tensor, checkpoint(block, x, use_reentrant=False))

@@ -5,9 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from medunet.errors import NetworkError
 from medunet.planning.sizes import Axis, nearest
+
+
+class Sized(nn.Module):
+    """A network that says which inputs pass it: the part of the protocol that follows from its `axes`."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def spatial_divisor(self) -> tuple[int, ...]:
+        """What a padded input must be divisible by, and what valid sizes differ by: the product of the strides."""
+        return tuple(axis.step for axis in self.axes)
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """By how many voxels the output ends before the input, on either side; 0 with padding."""
+        return tuple(axis.margin for axis in self.axes)
+
+    def fitting_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The smallest input of at least `size` that passes."""
+        return fitting(self.axes, size)
 
 
 def fitting(axes: Sequence[Axis], size: Sequence[int]) -> tuple[int, ...]:

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from medunet.networks.blocks import Downsampling, Size, Upsampling, convolution, init_he
-from medunet.networks.fitting import fitting, require_fit
+from medunet.networks.blocks import Downsampling, Upsampling, convolution, init_he, run_block
+from medunet.networks.fitting import Sized, require_fit
 from medunet.networks.stages import make_stage, make_up
 from medunet.networks.unet import PerLevel, check_options, levels_of
 from medunet.planning.sizes import axes_of
 
 
-class NestedUNet(nn.Module):
+class NestedUNet(Sized):
     """U-Net++: node (i, j) of level i sees nodes (i, 0) to (i, j - 1) and, up-sampled, node (i + 1, j - 1).
 
     Arguments as of `medunet.networks.UNet`. The outputs of deep supervision are those of the nodes of level 0, the
@@ -83,15 +82,6 @@ class NestedUNet(nn.Module):
         self.apply(init_he)
 
     @property
-    def spatial_divisor(self) -> Size:
-        """The product of the strides."""
-        return tuple(axis.step for axis in self.axes)
-
-    def fitting_size(self, size: Sequence[int]) -> Size:
-        """The smallest input of at least `size` that passes."""
-        return fitting(self.axes, size)
-
-    @property
     def auxiliary_outputs(self) -> int:
         """How many outputs of shallower nodes follow the deepest one in training mode."""
         return len(self.heads) - 1
@@ -99,22 +89,16 @@ class NestedUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         require_fit(self.axes, tuple(x.shape[2:]), "U-Net++")
         rows: list[list[Tensor]] = []
+        recompute = self.checkpointing and self.training
         for level in range(self.depth):
-            x = self._run(self.nodes[f"{level}_0"], x)
+            x = run_block(self.nodes[f"{level}_0"], x, recompute)
             rows.append([x])
         for column in range(1, self.depth):
             for level in range(self.depth - column):
                 name = f"{level}_{column}"
                 up = self.ups[name](rows[level + 1][column - 1])
-                rows[level].append(self._run(self.nodes[name], torch.cat([*rows[level], up], dim=1)))
+                rows[level].append(run_block(self.nodes[name], torch.cat([*rows[level], up], dim=1), recompute))
         if self.training and self.auxiliary_outputs:
             return [head(feature) for head, feature in zip(self.heads, reversed(rows[0]), strict=False)]
         full: Tensor = self.heads[0](rows[0][-1])
         return full
-
-    def _run(self, node: nn.Module, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(node, x, use_reentrant=False)
-            return recomputed
-        result: Tensor = node(x)
-        return result

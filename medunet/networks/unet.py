@@ -10,11 +10,9 @@ at the bottom (`bottleneck`); the modules `residual`, `mednext`, `skips` and `di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medunet.errors import NetworkError
@@ -23,15 +21,15 @@ from medunet.networks.blocks import (
     Padding,
     Size,
     Upsampling,
-    checkpointed,
     convolution,
     init_he,
     init_incoming,
     per_axis,
     per_level,
+    run_block,
 )
 from medunet.networks.dilated import DilatedBottom
-from medunet.networks.fitting import fitting, require_fit
+from medunet.networks.fitting import Sized, require_fit
 from medunet.networks.skips import joined_channels, make_skip
 from medunet.networks.stages import make_stage, make_up
 from medunet.planning.sizes import axes_of
@@ -39,7 +37,7 @@ from medunet.planning.sizes import axes_of
 PerLevel = Sequence[int | Sequence[int]]
 
 
-class UNet(nn.Module):
+class UNet(Sized):
     """U-Net with one entry per level in `channels`, `strides` and `kernel_sizes`; depth = number of levels.
 
     Args:
@@ -216,20 +214,6 @@ class UNet(nn.Module):
         )  # fmt: skip
 
     @property
-    def spatial_divisor(self) -> Size:
-        """The product of the strides: what a padded input must be divisible by, and what valid sizes differ by."""
-        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
-
-    @property
-    def margin(self) -> Size:
-        """By how many voxels the output ends before the input, on either side; 0 with ``same`` padding."""
-        return tuple(axis.margin for axis in self.axes)
-
-    def fitting_size(self, size: Sequence[int]) -> Size:
-        """The smallest input of at least `size` that passes."""
-        return fitting(self.axes, size)
-
-    @property
     def auxiliary_outputs(self) -> int:
         """How many lower-resolution outputs follow the full one in training mode."""
         return len(self.heads) - 1
@@ -237,23 +221,17 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         require_fit(self.axes, tuple(x.shape[2:]))
         skips: list[Tensor] = []
+        recompute = self.checkpointing and self.training
         for block in self.encoder:
-            x = self._run(block, x)
+            x = run_block(block, x, recompute)
             skips.append(x)
-        features = [self._run(self.bottom, skips.pop())]
+        features = [run_block(self.bottom, skips.pop(), recompute)]
         for up, join, block in zip(self.ups, self.skips, self.decoder, strict=True):
-            features.append(self._run(block, join(up(features[-1]), skips.pop(), features[-1])))
+            features.append(run_block(block, join(up(features[-1]), skips.pop(), features[-1]), recompute))
         if self.training and self.auxiliary_outputs:
             return [head(feature) for head, feature in zip(self.heads, reversed(features), strict=False)]
         full: Tensor = self.heads[0](features[-1])
         return full
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            recomputed: Tensor = checkpointed(block, x)
-            return recomputed
-        result: Tensor = block(x)
-        return result
 
 
 def levels_of(

@@ -52,6 +52,7 @@ class Checkpoints:
 
     def _start(self, engine: Engine) -> None:
         engine.state.cycle, engine.state.asked, engine.state.interval = 0, None, None
+        engine.state.threads = torch.get_num_threads()
         if is_main_process():
             for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
                 half.unlink(missing_ok=True)
@@ -78,6 +79,7 @@ class Checkpoints:
             "plan": plan_digest(self.bundle, _MEANING),
             "best": self.best,
             "since_best": self.since_best,
+            "threads": torch.get_num_threads(),
             **_chances(engine),
         }
         write_with(self.last, lambda path: torch.save(content, path))
@@ -122,6 +124,7 @@ class Checkpoints:
         engine.state.epoch = state["iteration"] // state["epoch_length"]  # one that was stopped within is finished
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         engine.state.asked, engine.state.interval = state["asked"], state["interval"]
+        engine.state.threads = state.get("threads", engine.state.threads)
         _take_chances(engine, state)
         if members_in(read_state(self.model)) if self.model.is_file() else False:
             self.best = {"dice": None, "step": 0}  # what was best went into an ensemble; the next validated is

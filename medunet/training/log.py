@@ -90,7 +90,13 @@ class Log:
             self.say(f"the run is finished after {steps} steps; --resume with --minutes or --epochs trains more")
             return
         ahead = f"training on from step {done} to {steps}" if done else f"training {steps} steps"
-        self.say(f"{ahead}, validating every {interval * int(engine.state.epoch_length or 1)}")
+        self.say(f"fold {self.fold}: {ahead}, validating every {interval * int(engine.state.epoch_length or 1)}")
+        threads, before = torch.get_num_threads(), engine.state.threads
+        if threads != before:
+            self.say(
+                f"PyTorch has {threads} threads, the run so far had {before}: sums are rounded otherwise, so that the "
+                f"weights will not be those of an undisturbed run (with OMP_NUM_THREADS={before} they will)"
+            )
 
     def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:
         """Note a validation."""
