@@ -25,6 +25,7 @@ from medunet.inference import WindowInferer, pick_device, windows
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
 from medunet.inference.inputs import find_cases, name_outputs
+from medunet.inference.outputs import decide, probabilities
 from medunet.inference.placement import axis_starts
 from medunet.inference.restoring import FLOOR, Restorer
 from medunet.inference.weights import load_weights
@@ -227,17 +228,44 @@ def test_memory_does_not_grow_with_the_number_of_slices(monkeypatch: pytest.Monk
     assert set(held) == {16}
 
 
-def test_flips_are_exact_and_labels_keep_their_values() -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_flips_are_exact_and_labels_keep_their_values(known: bool) -> None:
     target = Grid((4, 3, 2), np.diag([-1.0, 1, 1, 1]))
     flipped = np.eye(4)
     flipped[0, 3] = -3
     classes = torch.arange(24).reshape(4, 3, 2) % 3
     one_hot = torch.zeros(3, 4, 3, 2).scatter_(0, classes[None], 1.0)
     restorer = Restorer(Resampling(Grid((4, 3, 2), flipped), target), 2, [0, 7, 300])
-    restorer.put(one_hot[..., :1])
-    restorer.put(one_hot[..., 1:])
+    for planes in (slice(0, 1), slice(1, 2)):
+        restorer.put(one_hot[..., planes].clone(), classes[..., planes] if known else None)
     assert np.array_equal(restorer.labels, np.array([0, 7, 300])[classes.flip(0).numpy()])
     assert restorer.labels.dtype == np.int16
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_labels_that_are_known_are_put_where_probabilities_would_put_them(data: st.DataObject) -> None:
+    """Other order and direction of axes, planes a few at a time, classes or regions, also interpolated."""
+    shape = data.draw(st.tuples(*[st.integers(1, 5)] * 3))
+    axis, outputs, classes = data.draw(st.integers(0, 2)), data.draw(st.integers(2, 4)), data.draw(st.booleans())
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    order = data.draw(st.permutations(range(3)))
+    for column, row in enumerate(order):
+        sign = data.draw(st.sampled_from([1, -1]))
+        affine[row, column], affine[row, 3] = sign, 0 if sign > 0 else shape[row] - 1
+    target = Grid(tuple(shape[row] for row in order), affine)
+    step = data.draw(st.sampled_from([1.0, 1.0, 0.7]))
+    resampling = Resampling(Grid.from_spacing(shape, (step, step, step)), target)
+    logits = torch.randn((outputs, *shape), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    made = probabilities(logits, classes)
+    values = [0, *range(3, 2 + outputs + (not classes))]
+    told, untold = Restorer(resampling, axis, values), Restorer(resampling, axis, values)
+    for planes in torch.split(made, data.draw(st.integers(1, 5)), dim=1 + axis):
+        told.put(planes.clone(), decide(planes, classes))
+        untold.put(planes.clone())
+    assert resampling.rearranges or step != 1.0
+    assert np.array_equal(told.labels, untold.labels)
 
 
 def test_borders_lie_where_the_network_was_undecided() -> None:

@@ -102,6 +102,11 @@ class Resampling:
         """Whether the axes of both grids run along each other."""
         return self.maps is not None
 
+    @property
+    def rearranges(self) -> bool:
+        """Whether every target voxel takes the value of one source voxel: nothing is interpolated."""
+        return self.maps is not None and not any(axis.weight.any() for axis in self.maps)
+
     def needs(self, box: Box) -> Box:
         """The box of source voxels that a box of target voxels depends on."""
         if self.maps is None:

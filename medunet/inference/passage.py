@@ -153,20 +153,22 @@ class Passage:
         inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
         if inner[axis].start < inner[axis].stop:
             inside = complete[(slice(None), *inner)]
-            self._judge(inside)
-            self.restorer.put(inside)
+            self.restorer.put(inside, self._judge(inside))
         accumulator.advance(planes)
         synchronize(accumulator.sums.device)
         self.restore += time.perf_counter() - clock
 
-    def _judge(self, complete: Tensor) -> None:
-        """Note how certain the network was, a few planes at a time."""
-        if self.certainty is not None:
-            planes = complete.shape[1 + self.windows.axis]
-            step = max(1, _TOGETHER * planes // complete.numel())
-            for part in torch.split(complete, step, dim=1 + self.windows.axis):
-                part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-                self.certainty.update(part, decide(part, self.classes))
+    def _judge(self, complete: Tensor) -> Tensor | None:
+        """Note how certain the network was, a few planes at a time; label numbers."""
+        if self.certainty is None:
+            return None
+        axis, winners = self.windows.axis, []
+        step = max(1, _TOGETHER * complete.shape[1 + axis] // complete.numel())
+        for part in torch.split(complete, step, dim=1 + axis):
+            part = part.cpu() if part.device.type == "mps" else part  # which has no float64
+            winners.append(decide(part, self.classes))
+            self.certainty.update(part, winners[-1])
+        return torch.cat(winners, dim=axis)
 
 
 class _Inside:

@@ -60,11 +60,18 @@ class Restorer:
         self._done = 0
         self.classes = True
 
-    def put(self, probabilities: Tensor) -> None:
-        """Take the next complete planes (outputs, ...), the volume's size along the other axes; they are changed."""
+    def put(self, probabilities: Tensor, winners: Tensor | None = None) -> None:
+        """Take the next complete planes (outputs, ...), the volume's size along the other axes; they are changed.
+
+        `winners`: their label numbers (...), where they are known: enough if nothing is interpolated or handed over.
+        """
         self.classes = are_classes(len(probabilities), len(self.values))
+        self._stop += probabilities.shape[1 + self.axis]
+        if winners is not None and self.sink is None and self.resampling.rearranges:
+            for start, stop in self._chunks(*self._ready()):
+                self._rearrange(winners, start, stop)
+            return
         planes = evidence(probabilities, self.classes)
-        self._stop += planes.shape[1 + self.axis]
         for start, stop in self._chunks(*self._ready()):
             self._label(planes, start, stop)
         self._keep(planes)
@@ -97,8 +104,18 @@ class Restorer:
         step = max(1, _CHUNK * shape[self._column] // math.prod(shape))
         return [(n, min(n + step, stop)) for n in range(start, stop, step)]
 
+    def _box(self, start: int, stop: int) -> Box:
+        return tuple((start, stop) if c == self._column else (0, n) for c, n in enumerate(self.resampling.target.shape))
+
+    def _rearrange(self, winners: Tensor, start: int, stop: int) -> None:
+        box, origin = self._box(start, stop), [0, 0, 0]
+        origin[self.axis] = self._stop - winners.shape[self.axis]
+        found = self.resampling(winners[None], origin, box, nearest=True)[0]
+        if found.any():  # else it stays blank
+            self.labels[tuple(slice(*bounds) for bounds in box)] = self.values[found.cpu().numpy()]
+
     def _label(self, planes: Tensor, start: int, stop: int) -> None:
-        box = tuple((start, stop) if c == self._column else (0, n) for c, n in enumerate(self.resampling.target.shape))
+        box = self._box(start, stop)
         needed = self.resampling.needs(box)
         parts = _Parts(self, planes, needed)
         if self.sink is not None:
