@@ -110,9 +110,28 @@ def test_pictures_become_2d() -> None:
     assert plan(make(), Budget(), {"dims": 2}).dims == 2
 
 
-def test_left_and_right_are_not_mirrored() -> None:
-    assert plan(make(labels=("background", "left kidney")), Budget()).mirror_axes == ()
-    assert plan(make(), Budget()).mirror_axes == (0,)
+@pytest.mark.parametrize("depth", [120, 1])
+@pytest.mark.parametrize(
+    ("names", "sided"),
+    [
+        (["left kidney"], "left kidney"),
+        (["liver", "LeftLung"], "LeftLung"),
+        (["Lung_L", "Lung_R"], "Lung_L"),  # TG-263
+        (["skull", "kidney (r)"], "kidney (r)"),
+        (["Lunge links"], "Lunge links"),
+        (["lh.cortex"], "lh.cortex"),
+        (["body", "lkid", "rkid"], "lkid"),
+        (["kidl 1", "liver", "kidr 1"], "kidl 1"),
+        (["RV", "LV"], "RV"),
+        (["liver", "L1 vertebra", "vertebra_L2", "rib", "gland", "all"], None),
+    ],
+)
+def test_left_and_right_are_not_mirrored(names: list[str], sided: str | None, depth: int) -> None:
+    """In volumes and in pictures, such as radiographs."""
+    shape = (160, 160, depth)
+    result = plan(make(shape=shape, channels=(MR,), labels=("background", *names)), Budget())
+    assert result.mirror_axes == (() if sided else (0,) if depth > 1 else (0, 1))
+    assert (f"label '{sided}' tells left from right" in result.reasons["mirror_axes"]) == (sided is not None)
 
 
 def test_ct_uses_the_foreground_and_others_their_own_scale() -> None:

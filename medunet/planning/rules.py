@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from medunet.data.dicom.codes import first_sided
 from medunet.planning import geometry
 from medunet.planning.fingerprint import Fingerprint
-
-_SIDES = ("left", "right")
 
 
 def normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
@@ -29,11 +28,11 @@ def normalization(data: Fingerprint) -> tuple[tuple[dict[str, Any], ...], str]:
 
 def mirror_axes(data: Fingerprint, frame: geometry.Frame) -> tuple[tuple[int, ...], str]:
     """Only axes along which anatomy may be mirrored; nnU-Net mirrors all."""
+    sided = first_sided(data.labels)
+    if sided is not None:
+        return (), f"label '{sided}' tells left from right, a mirrored patch would be wrong"
     if data.pictures:
         return tuple(range(frame.dims)), "pictures have no anatomical axes"
-    sided = [name for name in data.labels if any(side in name.lower() for side in _SIDES)]
-    if sided:
-        return (), f"label '{sided[0]}' tells left from right, a mirrored patch would be wrong"
     axis = next(i for i, code in enumerate(frame.orientation) if code in "RL")
     if axis >= frame.dims:
         return (), "the left-right axis is not in the plane"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -16,7 +16,9 @@ from typing import Any
 from medunet.errors import PlanError
 
 _KEYS = {"type", "category", "laterality"}
-_SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
+_SIDES = dict.fromkeys(("left", "l", "lt", "lh", "links"), "left") | dict.fromkeys(
+    ("right", "r", "rt", "rh", "rechts"), "right"
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,30 @@ def find_code(name: str) -> SegmentCode | None:
     return SegmentCode(row.code.category, row.code.type, side or row.code.laterality)
 
 
+def first_sided(names: Iterable[str]) -> str | None:
+    """The first of some class names that tells left from right: by a word, or by an l where another name has an r.
+
+    >>> [first_sided(names) for names in (["fat", "Lung_L"], ["rkid", "lkid"], ["liver", "L1 vertebra"])]
+    ['Lung_L', 'rkid', None]
+    """
+    parts = {name: tuple(re.findall("[^\\W_]+", _spaced(name).lower())) for name in names}
+    known = set(parts.values())
+    for name, words in parts.items():
+        named = any(word in _SIDES or "left" in word or "right" in word for word in words)
+        if named or not known.isdisjoint(_opposites(words)):
+            return name
+    return None
+
+
+def _opposites(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The words with a leading or trailing l of one of them for an r, or the other way round."""
+    other = {"l": "r", "r": "l"}
+    for place, word in enumerate(words):
+        for swapped in (other.get(word[0], "") + word[1:], word[:-1] + other.get(word[-1], "")):
+            if len(swapped) == len(word):
+                yield (*words[:place], swapped, *words[place + 1 :])
+
+
 def generic_code(name: str) -> SegmentCode:
     """The code for a class whose meaning is not known, whatever its `name`: category and type *Tissue*.
 
@@ -158,9 +184,12 @@ def _parse_side(value: Any, where: str) -> Code | None:
     return Code.from_json(value, f"{where}: laterality")
 
 
+def _spaced(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+
+
 def _words(name: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return re.sub(r"[\s_\-]+", " ", spaced).strip().lower().split()
+    return re.sub(r"[\s_\-]+", " ", _spaced(name)).strip().lower().split()
 
 
 def _take_side(words: list[str]) -> tuple[list[str], Code | None]:
