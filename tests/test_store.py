@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,8 @@ from medunet.training import Augmentation, CaseSampler, CutPatch, PatchLoader, P
 from medunet.training import entry as entries
 from medunet.training import store as stores
 from medunet.training.augment import PROBABILITIES
+from medunet.training.cases import Region
+from medunet.training.draws import Draw, Noise
 from medunet.training.entry import DamagedEntryError, Entry, class_locations, write_entry
 from medunet.training.loading import refuse_lost_worker
 from tests.dicom_phantom import make_series
@@ -363,8 +366,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def prepare_all(folder: Path, items: list[dict[str, Any]], limit: int | None = None) -> None:
     """What a child process does; its exit code is 7 for a full disk."""
-    import torch
-
     torch.set_num_threads(1)
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -439,12 +440,23 @@ def make_patches(folder: Path, count: int = 3) -> StoredPatches:
     return StoredPatches(items, make_store(folder / "s"), CutPatch((24, 16, 48)), augment, seed=4)
 
 
+def test_channels_beyond_a_border_can_be_mirrored_and_changed(tmp_path: Path) -> None:
+    """What was read keeps the channels outermost: noise is added to flat views of it."""
+    item, size = make_case(tmp_path, "0", channels=2), (24, 16, 48)
+    augment = Augmentation(size, channels=2, mirror_axes=(0,))
+    store = make_store(tmp_path / "s", channels=2)
+    patches = StoredPatches([item], store, CutPatch(size, margin=(4, 4, 4)), augment, border="mirror")
+    image, label = patches.read(item, ((-3, 21), (0, 16), (-9, 39)))
+    draw = Draw(size, size, mirror=(0,), noise=Noise(seed=1, std=1e-6))
+    made = patches.patch(Region(torch.from_numpy(image), torch.from_numpy(label), draw))
+    assert np.allclose(made["image"].numpy(), image[:, ::-1], atol=1e-4)
+    assert (made["label"].numpy() == label[:, ::-1]).all()
+
+
 OFTEN = dict.fromkeys(PROBABILITIES, 0.6)
 
 
 def loader(patches: StoredPatches, workers: int, steps: int = 6) -> PatchLoader:
-    import torch
-
     sampler = CaseSampler(patches.data, 2, steps, seed=4)
     return PatchLoader(patches, 2, sampler, torch.device("cpu"), workers)
 
@@ -471,8 +483,6 @@ def test_patches_are_the_same_whoever_loads_them_and_wherever_one_begins(tmp_pat
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_patches_that_are_changed_on_the_device_are_those_of_the_workers(tmp_path: Path, workers: int) -> None:
-    import torch
-
     patches = make_patches(tmp_path)
     patches.augment = Augmentation((24, 16, 48), mirror_axes=(0,), rotation=(0.5, 0.0, 0.0), probabilities=OFTEN)
 
@@ -495,8 +505,6 @@ def test_patches_that_are_changed_on_the_device_are_those_of_the_workers(tmp_pat
 
 
 def test_where_patches_are_changed_is_chosen_by_a_word(tmp_path: Path) -> None:
-    import torch
-
     patches, cpu = make_patches(tmp_path), torch.device("cpu")
     sampler = CaseSampler(patches.data, 2, 6)
     moved: list[tuple[int, ...]] = []

@@ -163,7 +163,8 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
         inside = tuple((int(f.min()), int(f.max()) + 1) for f in folded)
         image, label = self.store.read(item, inside)
         x, y, z = np.ix_(*(f - first for f, (first, _) in zip(folded, inside, strict=True)))
-        return image[:, x, y, z], label[:, x, y, z]
+        # an index of several axes leaves the channels innermost, and what changes intensities wants them outermost
+        return np.ascontiguousarray(image[:, x, y, z]), np.ascontiguousarray(label[:, x, y, z])
 
 
 class CaseSampler(Sampler[Sample]):
