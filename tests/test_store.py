@@ -177,7 +177,7 @@ def test_a_region_lies_around_its_patch() -> None:
 # ---- nothing twice, nothing stale
 
 
-def test_nothing_is_done_twice_and_what_changed_is_done_again(tmp_path: Path) -> None:
+def test_nothing_is_done_twice_and_what_changed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [make_case(tmp_path, "x", 1), make_case(tmp_path, "y", 2)]
     heard: list[tuple[int, int]] = []
     assert make_store(tmp_path / "s").prepare(items, lambda *n: heard.append(n)) == 2
@@ -190,6 +190,8 @@ def test_nothing_is_done_twice_and_what_changed_is_done_again(tmp_path: Path) ->
     assert make_store(tmp_path / "s", patch_size=(8, 8)).prepare(items) == 2
     twin = {**items[0], "label": items[1]["label"]}
     assert make_store(tmp_path / "s").prepare([items[0], twin]) == 1
+    monkeypatch.setattr("medunet.data.transforms._PREPROCESSING", -1)  # as a commit that mends it would
+    assert make_store(tmp_path / "s").prepare(items) == 2
 
 
 @pytest.mark.parametrize("key", ["image", "label"])

@@ -26,6 +26,8 @@ from medunet.types import AnyArray
 
 Item = dict[Hashable, Any]
 _MOST_SAMPLED = 1_000_000  # voxels that percentiles are taken of
+_PREPROCESSING = 1
+"""One more with every change to what `Preprocess` makes of a case: stored cases of before are made again."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ class Preprocess(MapTransform):
         """What the result depends on beside the files: equal texts, equal results."""
         frame = self.frame
         labels = [self.values, self.members, self.ignore]
-        return json.dumps([frame.orientation, frame.spacing, frame.normalization, labels], sort_keys=True)
+        return json.dumps(
+            [_PREPROCESSING, frame.orientation, frame.spacing, frame.normalization, labels], sort_keys=True
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Item:
         item = self._load(data)
