@@ -134,6 +134,19 @@ def test_border_weights_take_no_ignored_voxel_for_a_cell() -> None:
     assert len(torch.unique(BorderWeightsd()({"label": label})["label"][1])) > 2
 
 
+def test_border_weights_of_a_single_region_know_its_cells() -> None:
+    """A mask of one output: 1 is a cell there, 2 was not annotated."""
+    label = torch.zeros(1, 24, 24, dtype=torch.uint8)
+    label[0, 4:10, 4:10] = label[0, 11:17, 4:10] = 1  # a gap of one pixel
+    label[0, 4:10, 11:17] = 2
+    unit = {"classes": 1, "class_weights": (1.0, 1.0)}
+    weights = BorderWeightsd(**unit)({"label": label})["label"][1]
+    assert float(weights[10, 6]) > 5
+    assert torch.equal(weights, BorderWeightsd(**unit)({"label": label % 2})["label"][1])
+    balanced = BorderWeightsd(classes=1)({"label": label})["label"][1]
+    assert float(balanced[label[0] == 1].min()) > float(balanced[23, 23])  # cells are rarer
+
+
 # ---- from a file to a patch
 
 

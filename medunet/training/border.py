@@ -83,7 +83,8 @@ class BorderWeightsd(MapTransform):
         w0: see `border_weights`.
         sigma: see `border_weights`; in voxels.
         class_weights: w_c of background and of cells; balanced in each patch when not given.
-        classes: numbers from this one on are voxels nobody annotated, which belong to no cell; null: there are none.
+        classes: the network's outputs; numbers from this one on (of a single region's mask from 2 on) are voxels nobody
+            annotated, which belong to no cell; null: there are none.
 
     Shapes: (1, *n) -> (2, *n) float32: classes, weights.
 
@@ -100,7 +101,8 @@ class BorderWeightsd(MapTransform):
         classes: int | None = None,
     ) -> None:
         super().__init__(keys)
-        self.w0, self.sigma, self.class_weights, self.classes = float(w0), float(sigma), class_weights, classes
+        self.w0, self.sigma, self.class_weights = float(w0), float(sigma), class_weights
+        self._first_unknown = math.inf if classes is None else max(2, int(classes))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -112,7 +114,7 @@ class BorderWeightsd(MapTransform):
                     f"take {OF_REGIONS}"
                 )
             classes = np.ascontiguousarray(label[0].numpy().astype(np.int32))
-            annotated = classes < (np.inf if self.classes is None else self.classes)
+            annotated = classes < self._first_unknown
             cells = cc3d.connected_components(classes * annotated, connectivity=4 if classes.ndim == 2 else 6)
             own = self.class_weights or balance(cells[annotated])
             weights = border_weights(cells, self.w0, self.sigma, class_weights=own)
