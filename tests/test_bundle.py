@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 
 from medunet.bundle import read_plan
 from medunet.bundle.running import load_workflow, train_bundle
-from medunet.bundle.writer import CONFIGS, metadata, template
+from medunet.bundle.writer import CONFIGS, metadata, template, write_bundle
 from medunet.data.volume import read_label
 from medunet.errors import BundleError
 from medunet.planning import Plan
@@ -273,6 +274,40 @@ def test_a_bundle_with_weights_of_another_network_is_not_overwritten(
     with pytest.raises(BundleError, match="has weights of another network"):
         verbs.plan(phantom_dataset, bundle, Budget(), {"base_channels": 5})
     assert (bundle / "configs" / "metadata.json").read_bytes() == before
+    same = {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3}
+    verbs.plan(phantom_dataset, bundle, Budget(epochs=9), same)  # what they see and say is as it was
+    assert (bundle / "configs" / "metadata.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("spacing", (1.0, 1.0, 1.0)),
+        ("normalization", ({"scheme": "zscore"}, {"scheme": "zscore"})),
+        ("orientation", "LPS"),
+        ("labels", {"background": 0, "b": 1, "a": 2}),
+        ("regions", {"b": [2], "a": [1]}),
+        ("channels", ("T1", "T2")),
+        ("ignore", 7),
+    ],
+)
+def test_a_bundle_with_weights_that_see_or_say_something_else_is_not_overwritten(
+    trained_bundle: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    """Prediction would normalise as the new plan says and name what the old one meant, without a word."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    path = bundle / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    content["plan"] |= {"labels": {"background": 0, "a": 1, "b": 2}, "regions": {"a": [1], "b": [2]}}
+    path.write_text(json.dumps(content))
+    derived = ("window", "margin", "border")
+    network = {name: setting for name, setting in content["plan"]["network"].items() if name != "_target_"}
+    plan = Plan.from_json({k: v for k, v in {**content["plan"], "network": network}.items() if k not in derived})
+    before = path.read_bytes()
+    nothing: Any = None
+    with pytest.raises(BundleError, match=rf"has weights of another {key} \(models/model\.pt\); choose another"):
+        write_bundle(replace(plan, **{key: value}), nothing, nothing, bundle)
+    assert path.read_bytes() == before
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:

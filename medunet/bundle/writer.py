@@ -14,6 +14,7 @@ from medunet.data.atomic import json_text, write_text
 from medunet.data.index import Index
 from medunet.errors import BundleError
 from medunet.planning import Fingerprint, Plan, in_words
+from medunet.planning.record import MEANING
 from medunet.planning.surveyed import PLAIN, kind_of, outline
 
 CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
@@ -119,12 +120,16 @@ def template(name: str) -> str:
 
 
 def _refuse_foreign_weights(plan: Plan, folder: Path) -> None:
-    """Weights that were trained with another network must not end up beside this plan."""
+    """Weights of another network, or of one that sees or says something else, must not end up beside this plan."""
     if not (folder / "models" / "model.pt").is_file():
         return
-    if read_plan(str(folder))["network"] != plan_block(plan)["network"]:
+    before, now = read_plan(str(folder)), plan_block(plan)
+    texts = ((key, *(json.dumps(block.get(key)) for block in (before, now))) for key in ("network", *MEANING))
+    differing = next((key for key, old, new in texts if old != new), None)  # order counts: it is that of the outputs
+    if differing is not None:
         raise BundleError(
-            f"{folder}: has weights of another network (models/model.pt); choose another --bundle folder or remove them"
+            f"{folder}: has weights of another {differing} (models/model.pt); choose another --bundle folder or remove "
+            f"them"
         )
 
 

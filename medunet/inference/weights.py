@@ -88,10 +88,13 @@ def file_digest(path: Path) -> str:
 
 
 def plan_digest(bundle: Path, keys: Sequence[str] = ()) -> str:
-    """sha256 of a bundle's plan, or of some of its `keys`, whatever else ``metadata.json`` says."""
+    """sha256 of a bundle's plan, or of some of its `keys`, whatever else ``metadata.json`` says.
+
+    The order within a key counts: it is that of the network's outputs in labels and regions.
+    """
     plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
     plan = {key: plan.get(key) for key in keys} if keys else plan
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
 def model_digest(bundle: Path, overrides: Mapping[str, Any], weights: Path | None = None) -> str:

@@ -11,6 +11,8 @@ from medunet.errors import PlanError
 from medunet.planning.sizes import axes_of
 
 DEFAULT_MEMORY = 8_000_000_000
+MEANING = ("channels", "orientation", "spacing", "normalization", "labels", "regions", "ignore")
+"""What a network sees and says: the keys of a plan that its weights hold for, beside ``network``."""
 
 
 @dataclass(frozen=True)
