@@ -14,8 +14,8 @@ class Guards:
     """Shorten gradients whose norm over all weights exceeds `clip`, and end a run that is not of numbers any more.
 
     Both act on the gradients in the optimiser, behind the unscaling of mixed precision, which passes over steps that
-    overflow. Loss and gradients are looked at after every step on the CPU, on other devices after every epoch, before
-    a checkpoint is written.
+    overflow. Loss and gradients are looked at after every step on the CPU, on other devices after every epoch and when
+    the run ends within one, before a checkpoint is written.
 
     Args:
         clip: largest norm (nnU-Net: 12); 0: gradients stay as they are.
@@ -35,6 +35,7 @@ class Guards:
         self.optimizer.register_step_pre_hook(self._before_step)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._require_finite)
+        engine.add_event_handler(Events.COMPLETED, self._require_finite)
 
     def _before_step(self, optimizer: Optimizer, *args: object) -> None:
         """Shorten the gradients; an optimiser that unscales them itself (``fused``) has them longer by its scale."""
@@ -61,5 +62,6 @@ class Guards:
         if what is not None:
             raise TrainingError(
                 f"step {engine.state.iteration}: the {what} is not a number, the checkpoints are from before; train on "
-                f"with --resume and a smaller learning rate (--set optimizer::lr=...), or without amp"
+                f"with --resume and a smaller learning rate (--set optimizer::lr=...), or without amp; broken in its "
+                f"first epoch, a run has no checkpoint: train without --resume then"
             )

@@ -20,12 +20,13 @@ class Stopping:
 
     def __init__(self, validation: Validation, log: Log) -> None:
         self.validation, self.log = validation, log
-        self._asked = False
+        self._asked = self._in_step = False
         self._previous: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._install)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._note)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
@@ -41,7 +42,11 @@ class Stopping:
         self._restore(None)
         self.log.say("stopping after this step (Ctrl-C again stops at once)")
 
+    def _note(self, engine: Engine) -> None:
+        self._in_step = True
+
     def _check(self, engine: Engine) -> None:
+        self._in_step = False
         if any_asks(self._asked):
             self.validation.stopped = True
             engine.terminate()
@@ -59,7 +64,7 @@ class Stopping:
         self._restore(None)
         self.log.close()
         refuse_lost_worker(error)
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and self._in_step:  # else preprocessing or validation, which have no batch
             size = tuple(engine.state.batch["image"].shape) if isinstance(engine.state.batch, dict) else "?"
             raise ResourceError(
                 f"a training step with batch {size} does not fit the memory of {engine.state.device}; plan again with "
