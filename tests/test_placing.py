@@ -138,12 +138,11 @@ def test_two_processes_train_with_all_at_once(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(values, label.affine, label.header), path)
     sizes = {"base_channels": 4, "max_levels": 3, "steps_per_epoch": 3, "checkpointing": True, "norm": "batch"}
     verbs.plan(data, bundle, Budget(epochs=6), sizes)
+    (tmp_path / "ranks.py").write_text(RANKS)
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-            "-m", "monai.bundle", "run", "training",
-            "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']",
-            "--train#dataloader#augment_on", "device", "--validations", "6", "--patience", "1", "--optimizer#lr", "0.0",
+            str(tmp_path / "ranks.py"), str(bundle),
         ],
         cwd=bundle, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -152,6 +151,33 @@ def test_two_processes_train_with_all_at_once(tmp_path: Path) -> None:
     assert last_of(bundle)["epoch"] == last_of(bundle)["max_epochs"] < 6
     classes = json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["classes"]
     assert set(classes) == {"organs", "liver", "lesion"}
+    ranks = [torch.load(bundle / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, weights in ranks[0]["after"].items():  # of other patches each, with gradients that were averaged
+        assert torch.equal(weights, ranks[1]["after"][name]), name
+    assert any(not torch.equal(weights, ranks[0]["before"][name]) for name, weights in ranks[0]["after"].items())
+
+
+RANKS = """
+import sys
+import torch
+from monai.bundle import ConfigWorkflow
+
+configs = sys.argv[1] + "/configs/"
+files = [configs + "train.yaml", configs + "multi_gpu_train.yaml"]
+workflow = ConfigWorkflow(
+    config_file=files, meta_file=configs + "metadata.json", logging_file=False, workflow_type="train", bundle_root="."
+)
+values = {"train::dataloader::augment_on": "device", "validations": 6, "patience": 1, "optimizer::lr": 1.0e-6}
+for key, value in values.items():
+    workflow.parser[key] = value
+workflow.initialize()
+network = workflow.parser.get_parsed_content("network").module
+before = {name: weights.detach().clone() for name, weights in network.named_parameters()}
+workflow.run()
+after = {name: weights.detach() for name, weights in network.named_parameters()}
+torch.save({"before": before, "after": after}, f"rank_{torch.distributed.get_rank()}.pt")
+workflow.finalize()
+"""
 
 
 def test_processes_without_a_device_or_torchrun_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
