@@ -95,13 +95,9 @@ def train(bundle: StrPath, fold: int | str = 0, overrides: Mapping[str, Any] | N
     """
     root, values = _bundle(bundle), dict(overrides or {})
     from medunet.bundle.folds import train_fold, train_folds
-    from medunet.training.cases import load_index
 
     chosen = values.pop("fold", fold)
-    if chosen != "all":
-        return train_fold(root, values, int(chosen))
-    dataset_dir = values.get("dataset_dir") or _config_value(root, "train.yaml", "dataset_dir")
-    return train_folds(root, values, load_index(str(root), dataset_dir).filled_folds())
+    return train_folds(root, values) if chosen == "all" else train_fold(root, values, int(chosen))
 
 
 def predict(
@@ -273,12 +269,6 @@ def _bundle(folder: StrPath) -> Path:
     if not (root / "configs" / "metadata.json").is_file():
         raise BundleError(f"{folder}: is not a bundle (no configs/metadata.json); write one with medunet plan")
     return root
-
-
-def _config_value(root: Path, config: str, key: str) -> Any:
-    import yaml
-
-    return yaml.safe_load((root / "configs" / config).read_text(encoding="utf-8"))[key]
 
 
 def _first_scores(bundle: Path) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -24,7 +25,7 @@ from medunet.bundle.segmenting import load_segmenter
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame
 from medunet.data.volume import read_volume, write_label
-from medunet.errors import BundleError, NetworkError, PlanError
+from medunet.errors import BundleError, MedunetError, NetworkError, PlanError
 from medunet.evaluation import components as evaluation_components
 from medunet.evaluation.components import Found, apply_rules, prove
 from medunet.inference import WindowInferer
@@ -37,6 +38,7 @@ from medunet.networks.ensemble import joined, member_of, members_in
 from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.planning.settings import validate
 from medunet.training.folds import _proved, cross_validation
+from medunet.training.guards import Guards
 from medunet.trust.archive import content_checks
 from medunet.trust.archive.bundle_files import Contents
 from medunet.trust.archive.slices import Slice
@@ -235,9 +237,9 @@ def test_a_run_over_all_folds_is_resumed(ensemble: Path, tmp_path: Path, monkeyp
     (bundle / "eval" / "cross_validation.json").unlink()
     trained: list[tuple[int, bool]] = []
 
-    def noting(root: Path, values: Any) -> None:
+    def noting(root: Path, values: Any, *begun: Any) -> None:
         trained.append((values["fold"], bool(values["resume"])))
-        train_bundle(root, values)
+        train_bundle(root, values, *begun)
 
     monkeypatch.setattr("medunet.bundle.folds.train_bundle", noting)
     paths = medunet.train(bundle, "all", {**QUICK, "resume": True})
@@ -272,12 +274,12 @@ def test_a_run_over_all_folds_goes_on_in_the_fold_it_was_in(
     for fold in folds[-2:]:
         (bundle / "models" / f"fold_{fold}.pt").unlink()
     last = bundle / "models" / "checkpoint_last.pt"
-    torch.save({**torch.load(last, weights_only=True), "fold": folds[-2]}, last)
+    torch.save({**torch.load(last, weights_only=True), "fold": folds[-2], "trained": []}, last)
     trained: list[tuple[int, bool]] = []
 
-    def noting(root: Path, values: Any) -> None:
+    def noting(root: Path, values: Any, *begun: Any) -> None:
         trained.append((values["fold"], bool(values["resume"])))
-        train_bundle(root, values)
+        train_bundle(root, values, *begun)
 
     monkeypatch.setattr("medunet.bundle.folds.train_bundle", noting)
     paths = medunet.train(bundle, "all", {**QUICK, "resume": True})
@@ -292,6 +294,71 @@ def test_a_fold_that_cannot_be_resumed_leaves_the_ensemble(ensemble: Path, tmp_p
         medunet.train(bundle, folds_of(bundle)[0], {**QUICK, "resume": True})
     assert cross_validation(bundle) is not None
     assert folds_of(bundle) == folds_of(ensemble)
+
+
+def content_of(bundle: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+REFUSED = {
+    "key": ({"optimizr::lr": 1}, "has no key 'optimizr'"),
+    "argument": ({"optimizer::learning_rate": 1.0}, "unexpected keyword argument 'learning_rate'"),
+    "minutes": ({"minutes": 0}, "minutes is 0; give a positive number"),
+    "no init": ({"init": "/nowhere"}, r"/nowhere/models/model\.pt: is missing"),
+    "own init": ({"init": "SELF"}, "is the bundle itself, whose weights may be trained on this fold's validation"),
+    "dataset": ({"dataset_dir": "/nowhere"}, "dataset folder is missing"),
+    "store": ({"store": "/proc/nowhere"}, "cannot be written .*; give another folder with --set store=DIR"),
+    "optimizer": ({"optimizer::_target_": "torch.optim.Adam", "resume": True}, "with another optimizer than Adam;"),
+}
+
+
+@pytest.mark.parametrize("fold", ["all", "one"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_run_that_is_refused_changes_nothing(ensemble: Path, tmp_path: Path, kind: str, fold: str) -> None:
+    """Above all not the weights of the folds, which took hours."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    given, words = REFUSED[kind]
+    if fold == "all" and "resume" in given:
+        (bundle / "models" / f"fold_{folds_of(bundle)[-1]}.pt").unlink()  # else there is nothing to do
+        words = "are asked to go on with optimizer::_target_=torch.optim.Adam; all are trained alike: resume"
+    before = content_of(bundle)
+    values = {key: str(bundle) if value == "SELF" else value for key, value in given.items()}
+    with pytest.raises(MedunetError, match=words):
+        medunet.train(bundle, "all" if fold == "all" else folds_of(ensemble)[-1], {**QUICK, **values})
+    assert content_of(bundle) == before
+
+
+def test_folds_go_on_with_the_settings_that_they_were_begun_with(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial before is gone as soon as another one has begun, though that was broken off in its first epoch."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    folds, seen = folds_of(bundle), []
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Guards, "_after_step", broken)
+        with pytest.raises(BundleError, match="ZeroDivisionError"):
+            medunet.train(bundle, "all", {**QUICK, "optimizer::lr": 0.004, "clip": 3.0})
+    assert folds_of(bundle) == []
+    assert not (bundle / "models" / "checkpoint_last.pt").exists()
+
+    def noting(root: Path, values: Any, begun: Any) -> None:
+        seen.append({key: values[key] for key in ("fold", "resume", "optimizer::lr", "clip", "store")})
+        raise BundleError("enough is seen")
+
+    monkeypatch.setattr("medunet.bundle.folds.train_bundle", noting)
+    again = {"resume": True, "quiet": True, "store": str(tmp_path / "moved")}
+    for repeated in ({}, {"clip": 3.0}):
+        with pytest.raises(BundleError, match="enough is seen"):
+            medunet.train(bundle, "all", {**again, **repeated})
+    words = r"were begun with .*optimizer::lr=0\.004, clip=3\.0, and are asked to go on with clip=2\.0; all are trained"
+    with pytest.raises(BundleError, match=words):
+        medunet.train(bundle, "all", {**again, "clip": 2.0})
+    expected = {"fold": folds[0], "resume": False, "optimizer::lr": 0.004, "clip": 3.0, "store": again["store"]}
+    assert seen == [expected, expected]
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -357,6 +424,26 @@ def test_cases_that_the_weights_were_trained_on_are_not_evaluated(
     scored = evaluated(bundle, phantom_dataset, {**own, "fold": first})
     pooled = read(bundle / "eval" / "cross_validation.json")["cases"]
     assert {case["id"] for case in scored["cases"]} == {case["id"] for case in pooled if case["fold"] == first}
+
+
+def test_cases_that_a_stopped_run_was_trained_on_are_not_evaluated(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    """It left no scores, and nothing beside them that names its weights."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    parser = load_workflow(bundle, "train.yaml", "train", {**QUICK, "fold": 1}).parser
+    trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
+
+    def stop() -> None:
+        validation.stopped = True
+        trainer.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), stop)
+    trainer.run()
+    words = r"model\.pt: is of fold 1, which was trained on cases that fold 0 holds out; evaluate fold 1"
+    with pytest.raises(BundleError, match=words):
+        evaluated(bundle, phantom_dataset, {"fold": 0})
+    assert evaluated(bundle, phantom_dataset, {"fold": 1})["cases"]
 
 
 def test_a_run_begins_with_the_first_network_of_an_ensemble(

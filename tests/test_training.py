@@ -21,15 +21,18 @@ from torch import nn
 
 from medunet import verbs
 from medunet.bundle.running import load_workflow
-from medunet.errors import BundleError, DatasetError, TrainingError
+from medunet.errors import BundleError, DatasetError, ResourceError, TrainingError
 from medunet.training import (
     Budget,
     CaseSampler,
+    CaseScores,
+    Checkpoints,
     CutPatch,
     DiceCE,
     FoldCases,
     Guards,
     Schedule,
+    Stopping,
     WeightAverage,
     twin,
 )
@@ -203,6 +206,9 @@ def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path
     words = r"checkpoint_last\.pt: was trained with another optimizer than SGD; give the --config and --set of that run"
     with pytest.raises(BundleError, match=words):
         verbs.train(bundle, 0, {**values, "optimizer": {**other, "lr": 0.1}})
+    words = r"checkpoint_last\.pt: was trained with another optimizer than Adam; give"  # of the same options
+    with pytest.raises(BundleError, match=words):
+        verbs.train(bundle, 0, {**values, "optimizer::_target_": "torch.optim.Adam"})
     trainer = load_workflow(bundle, "train.yaml", "train", {**values, "optimizer::weight_decay": 0.5}).parser
     optimizer = trainer.get_parsed_content("optimizer")
     trainer.get_parsed_content("train::trainer").run()
@@ -248,8 +254,66 @@ def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tm
         verbs.train(bundle, 1, values)
 
 
+def test_a_run_is_not_resumed_that_would_be_validated_on_its_own_cases(trained_bundle: Path, tmp_path: Path) -> None:
+    """The user corrected a column of the dataset and planned again: the folds are others now."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "resume": True, "device::name": "cpu"}
+    path, last = bundle / "eval" / "index.json", bundle / "models" / "checkpoint_last.pt"
+    held_out = [case["id"] for case in json.loads((bundle / "eval/fold_0/scores.json").read_text())["cases"]]
+    index = json.loads(path.read_text())
+    names = [case["id"] for case in index["training"] if case["id"] not in held_out]
+    assert not [name for name in names if name.encode() in last.read_bytes()]
+
+    def move(into: list[str]) -> None:
+        cases = [{**case, "split": "0" if case["id"] in into else "1"} for case in index["training"]]
+        path.write_text(json.dumps({**index, "training": cases}))
+
+    move([*held_out, names[0]])
+    with pytest.raises(BundleError, match=rf"was trained on {names[0]}, which fold 0 holds out now, since the folds"):
+        verbs.train(bundle, 0, values)
+    extra = held_out[:1] if len(held_out) > 1 else []
+    move(held_out[len(extra) :])  # one case more to train on
+    torch.save({**torch.load(last, weights_only=True), "max_epochs": 3}, last)
+    verbs.train(bundle, 0, values)
+    assert len(torch.load(last, weights_only=True)["trained"]) == len(names) + len(extra)
+
+
+def test_a_run_killed_in_its_first_epoch_leaves_nothing_to_resume(trained_bundle: Path, tmp_path: Path) -> None:
+    """Least of all the run before it; its curves are gone too."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    trainer = load_workflow(bundle, "train.yaml", "train", values).parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    assert len(list((bundle / "eval/fold_0/tensorboard").iterdir())) == 1
+    with pytest.raises(BundleError, match="there is nothing to resume"):
+        verbs.train(bundle, 0, {**values, "resume": True})
+
+
+def test_while_no_dice_tells_weights_apart_the_last_are_the_best(tmp_path: Path) -> None:
+    """A fold of healthy controls: no Dice is defined where nothing was found, and false positives are 0."""
+    network = nn.Linear(1, 1)
+    checkpoints = Checkpoints(network, network, torch.optim.SGD(network.parameters(), lr=0.1), str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/model.pt").write_bytes(b"of another run")
+    kept = []
+    for step, dice in enumerate((None, 0.0, None, 0.0, 0.4, None, 0.0, 0.3, 0.5), 1):
+        nn.init.constant_(network.bias, step)
+        checkpoints.offer(dice, step)
+        kept.append(int(torch.load(tmp_path / "models/model.pt", weights_only=True)["bias"]))
+        assert checkpoints.best["step"] == kept[-1]
+    assert kept == [1, 2, 3, 4, 5, 5, 5, 5, 9]
+    metric = CaseScores({"background": 0, "a": 1, "b": 2})
+    metric.cases = [{"id": "x", "classes": {"a": {"dice": None}, "b": {"dice": None}}}]
+    assert metric.mean() is None
+    metric.cases[0]["classes"]["a"]["dice"] = 0.0
+    assert metric.mean() == 0.0
+
+
 def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    before = (bundle / "models" / "model.pt").read_bytes()
     values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
     parser = load_workflow(bundle, "train.yaml", "train", values).parser
     trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
@@ -260,7 +324,7 @@ def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
     trainer.run()
-    assert (bundle / "models" / "model.pt").is_file()
+    assert (bundle / "models" / "model.pt").read_bytes() != before
     assert not [path for path in (bundle / "eval" / "fold_0").iterdir() if path.name.startswith(("scores", "report"))]
 
 
@@ -401,6 +465,52 @@ def test_gradients_are_shortened_and_a_broken_loss_spoils_no_checkpoint(planned_
     assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
 
 
+def test_ctrl_c_after_a_broken_step_spoils_no_checkpoint(
+    planned_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU losses are not looked at before the epoch ends, and the run ends within one."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    monkeypatch.setattr(
+        Guards, "_after_step", lambda self, engine: self._note("loss", engine.state.output["loss"].detach())
+    )
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
+
+    def spoil() -> None:
+        with torch.no_grad():
+            next(trainer.network.parameters()).fill_(torch.nan)
+
+    def stop() -> None:
+        validation.stopped = True
+        trainer.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), spoil)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), stop)
+    with pytest.raises(TrainingError, match=r"step 5: the loss is not a number, the checkpoints are from before"):
+        trainer.run()
+    last = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert last["epoch"] == 1
+    assert all(bool(torch.isfinite(value).all()) for value in last["model"].values())
+
+
+@pytest.mark.parametrize("place", [Events.STARTED, Events.ITERATION_STARTED, Events.EPOCH_COMPLETED])
+def test_only_a_step_that_does_not_fit_the_memory_is_told_as_one(place: Events) -> None:
+    """Not a case that is preprocessed or validated: a smaller batch would change nothing."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
+    Stopping(SimpleNamespace(), SimpleNamespace(close=lambda: None)).attach(engine)
+    engine.add_event_handler(place, fail)
+    step = place == Events.ITERATION_STARTED
+    with pytest.raises(ResourceError if step else MemoryError) as told:
+        engine.run([{"image": torch.zeros(2, 1, 4, 4)}], max_epochs=1)
+    assert ("a training step with batch (2, 1, 4, 4) does not fit" in str(told.value)) == step
+
+
 @pytest.mark.parametrize("clip", [0.0, 12.0])
 def test_a_broken_gradient_of_the_last_step_spoils_no_checkpoint(
     planned_bundle: Path, tmp_path: Path, clip: float
@@ -464,21 +574,29 @@ def test_minutes_of_all_folds_do_not_lengthen_the_one_that_was_broken_off(planne
 def test_a_fresh_run_after_another_fold_keeps_its_own_best(trained_bundle: Path, tmp_path: Path) -> None:
     """`--fold all`: each fold's weights replace the last one's, whatever its score."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
-    before = (bundle / "models" / "model.pt").read_bytes()
-    paths = verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
-    assert len(paths) >= 2
-    assert all(path.is_file() for path in paths)
-    assert (bundle / "models" / "model.pt").read_bytes() != before
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    torch.save({**state, "best": {"dice": 1.0, "step": 6}}, last)
+    values = {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu", "optimizer::lr": 0.0}
+    verbs.train(bundle, 1, values)
+    model, average = torch.load(bundle / "models/model.pt", weights_only=True), torch.load(last, weights_only=True)
+    assert all(torch.equal(model[name], average["average"][name]) for name in model)
+    assert not all(torch.equal(model[name], state["average"][name]) for name in model)
 
 
-def test_minutes_hold(planned_bundle: Path, tmp_path: Path) -> None:
+def test_minutes_become_as_many_steps_as_fit(planned_bundle: Path, tmp_path: Path) -> None:
+    """By what was measured: the time that is left, less validations and scores, in steps; and they are trained."""
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     verbs.train(bundle, 0, {"quiet": True, "minutes": 0.1, "device::name": "cpu"})
     rows = [json.loads(line) for line in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["event"] == "scores"
-    assert next(row for row in rows if row["event"] == "calibrate")["seconds_per_step"] > 0
-    start = next(row for row in rows if row["event"] == "start")
-    assert start["steps"] > 6
+    measured, start = (next(row for row in rows if row["event"] == event) for event in ("calibrate", "start"))
+    step, case, left = measured["seconds_per_step"], measured["seconds_per_case"], 6.0 - measured["time"]
+    cases = len(json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["cases"])
+    reserve = cases * (3 * case + 0.15)
+    least, most = ((share * left - reserve) / step for share in (0.97 * 0.94, 1.0))
+    assert 0.7 * least - 3 <= start["steps"] <= max(3.0, 1.05 * most)
+    assert max(row["step"] for row in rows if row["event"] == "train") >= min(3, start["steps"])
 
 
 def test_a_run_is_fitted_to_a_machine_that_changes() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from medunet.bundle.running import explained, train_bundle
 from medunet.bundle.writer import read_plan
@@ -22,39 +24,40 @@ def train_fold(root: Path, values: Mapping[str, Any], fold: int) -> list[Path]:
         MedunetError: with one sentence, whatever went wrong.
     """
     from medunet.training import folds as room
-    from medunet.training.checkpoints import fold_of_checkpoint
 
-    resumed = bool(values.get("resume"))
-    if not resumed or fold_of_checkpoint(root) == fold:  # else the run refuses, and all stays as it is
-        room.part_with(root, fold, resumed)
-    train_bundle(root, {**values, "fold": fold})
+    train_bundle(root, {**values, "fold": fold}, lambda: room.part_with(root, fold))
     return [_scores(root, fold)]
 
 
-def train_folds(root: Path, values: Mapping[str, Any], folds: Sequence[int]) -> list[Path]:
-    """Train `folds` in turn and assemble them; with ``resume`` go on where such a run ended.
+def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
+    """Train all folds that have patients of their own and assemble them; with ``resume`` go on where such a run ended.
 
     Returns the scores of the folds and, when all are done, of their cross-validation. A run that is stopped ends with
-    the fold it is in.
+    the fold it is in. What an earlier run left goes when the first fold begins.
 
     Raises:
-        BundleError: there is nothing to resume.
+        BundleError: there is nothing to resume, or other settings are given than it was begun with.
         MedunetError: with one sentence, whatever went wrong.
     """
     from medunet.training import folds as room
+    from medunet.training.cases import load_index
     from medunet.training.checkpoints import fold_of_checkpoint
 
-    resumed = bool(values.get("resume"))
-    done = room.resume(root) if resumed else room.begin(root)
+    resumed, done, chosen = bool(values.get("resume")), set[int](), dict(values)
+    if resumed:
+        done, chosen = room.resume(root, values)
+    folds = load_index(str(root), chosen.get("dataset_dir") or _dataset_dir(root)).filled_folds()
     if values.get("more") and done >= set(folds):
         raise BundleError(
             f"{root}: all folds are finished, and no more than one keeps what it takes to train on; train --fold all "
             f"without --resume, or a single fold with it"
         )
-    for fold in folds:
+    for number, fold in enumerate(folds):
         if fold not in done:
             goes_on = resumed and fold_of_checkpoint(root) == fold
-            train_bundle(root, {**values, "fold": fold, **(_FINISH if goes_on else _AFRESH)})
+            first = number == 0 and not resumed
+            begun = (lambda: room.begin(root, values)) if first else (lambda: None)
+            train_bundle(root, {**chosen, "fold": fold, **(_FINISH if goes_on else _AFRESH)}, begun)
             if not _scores(root, fold).is_file():  # stopped by hand
                 return [path for path in (_scores(root, k) for k in folds) if path.is_file()]
             room.keep(root, fold)
@@ -67,3 +70,8 @@ def train_folds(root: Path, values: Mapping[str, Any], folds: Sequence[int]) -> 
 
 def _scores(root: Path, fold: int) -> Path:
     return root / "eval" / f"fold_{fold}" / "scores.json"
+
+
+def _dataset_dir(root: Path) -> str:
+    path = root / "configs" / "train.yaml"
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["dataset_dir"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,19 @@ from medunet.errors import BundleError, MedunetError, ResourceError, root_cause
 _NO_EVAL = "MONAI_EVAL_EXPR"
 
 
-def train_bundle(bundle: Path, overrides: Mapping[str, Any]) -> None:
+def train_bundle(bundle: Path, overrides: Mapping[str, Any], begun: Callable[[], object] = lambda: None) -> None:
     """The same run as ``python -m monai.bundle run training --config_file configs/train.yaml``.
+
+    `begun` is called when nothing refuses the run any more and its cases are stored, before the first step.
 
     Raises:
         MedunetError: with one sentence, whatever went wrong.
     """
+    from medunet.training.events import on_prepared
+
     with explained(bundle / "configs" / "train.yaml"):
         workflow = load_workflow(bundle, "train.yaml", "train", overrides)
+        on_prepared(workflow.parser.get_parsed_content("train::trainer"), lambda engine: begun())
         workflow.run()
         workflow.finalize()
 

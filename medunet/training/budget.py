@@ -19,6 +19,7 @@ from medunet.training.calibrating import MOST_CASES
 from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
 from medunet.training.distributed import agree
+from medunet.training.events import RunEvents
 from medunet.training.log import Log
 from medunet.training.placing import compiled_like
 from medunet.training.schedule import first_step
@@ -40,13 +41,16 @@ class Pace:
 class Budget:
     """Preprocess the training cases when the run starts; with `minutes`, fit the number of steps to the time.
 
+    Between the two the run is prepared (`RunEvents`), and what an earlier one left is removed by whom it concerns.
+
     The minutes count from the making of this handler to the end of the scores, preprocessing and validation included.
     Should the machine become slower, or over a tenth faster, than it was when measured, the number of epochs is changed
     at the end of an epoch; the learning rate follows, and the checkpoint keeps the number.
     Without `minutes` the trainer's ``max_epochs`` holds; a resumed run keeps the number of its checkpoint.
 
     Args:
-        more: a finished run that is resumed goes on for `minutes`, or ``max_epochs``, more; the schedule begins anew.
+        more: a finished run that is resumed goes on for `minutes`, or ``max_epochs``, more, in whole epochs and for one
+            at least; the schedule begins anew.
         validations: how often to validate before the end of the run; fewer when they would take over 6% of the time.
     """
 
@@ -77,6 +81,7 @@ class Budget:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         self._epochs = int(engine.state.max_epochs or 1)
+        engine.register_events(*RunEvents)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._note_time)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._keep_pace)
@@ -85,6 +90,7 @@ class Budget:
 
     def _start(self, engine: Engine) -> None:
         self.dataset.prepare(self.log.preparing)
+        engine.fire_event(RunEvents.PREPARED)
         if self.resume and self.more:
             self._extend(engine)
         elif self.seconds is not None and not self.resume:

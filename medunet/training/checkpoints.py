@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +18,10 @@ from medunet.data.atomic import write_with
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, plan_digest, read_state
 from medunet.networks.ensemble import members_in
+from medunet.planning.record import MEANING
+from medunet.training.events import on_prepared
 
 LAST = "models/checkpoint_last.pt"
-_MEANING = ("channels", "orientation", "spacing", "normalization", "labels", "regions", "ignore")
 
 
 class Checkpoints:
@@ -26,6 +30,10 @@ class Checkpoints:
     Files are replaced whole: one that was cut while being written never takes the place of a good one. Both load with
     ``weights_only=True``. An epoch's checkpoint is written after its validation, so that a run that is killed between
     them repeats both.
+
+    Args:
+        training: items of `FoldCases` that are trained on; the checkpoint keeps a digest of each case's name.
+        validation: items that are held out; a run that is resumed refuses those that it was trained on.
     """
 
     def __init__(
@@ -36,29 +44,45 @@ class Checkpoints:
         bundle_root: str,
         fold: int = 0,
         resume: bool = False,
+        training: Sequence[Any] = (),
+        validation: Sequence[Any] = (),
     ) -> None:
         self.network, self.average, self.optimizer = network, average, optimizer
         self.fold, self.resume = int(fold), resume
+        self.training, self.validation = training, validation
         self.bundle = Path(bundle_root)
         self.model, self.last = self.bundle / MODEL, self.bundle / LAST
         self.best: dict[str, Any] = {"dice": None, "step": 0}
         self.since_best = 0
         """Validations since the best."""
+        self._own: Path | None = None  # weights of this fold, to be taken back out of an ensemble
+        self._written = False  # whether models/model.pt is of this run
+        self._trained: set[str] = set()  # digests of cases, also of those that were trained on before they were moved
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self.save_last)
+        on_prepared(engine, self._begin)
 
     def _start(self, engine: Engine) -> None:
         engine.state.cycle, engine.state.asked, engine.state.interval = 0, None, None
         engine.state.threads = torch.get_num_threads()
-        if is_main_process():
-            for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
-                half.unlink(missing_ok=True)
         if self.resume:
             self._restore(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)  # behind all others
+
+    def _begin(self, engine: Engine) -> None:
+        """Remove what an earlier run is resumed from: this one, killed before its first epoch ends, has nothing."""
+        if not is_main_process():
+            return
+        for half in self.last.parent.glob(".part-*.pt"):  # of a run that was killed
+            half.unlink(missing_ok=True)
+        if not self.resume:
+            self.last.unlink(missing_ok=True)
+        elif self._own is not None:
+            own = self._own
+            write_with(self.model, lambda part: shutil.copyfile(own, part))
 
     def save_last(self, engine: Engine) -> None:
         """Write the state to resume from."""
@@ -68,6 +92,7 @@ class Checkpoints:
             "model": weights_of(self.network),
             "average": weights_of(self.average),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_kind": type(self.optimizer).__name__,
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "max_epochs": engine.state.max_epochs,
@@ -76,7 +101,9 @@ class Checkpoints:
             "asked": engine.state.asked,
             "interval": engine.state.interval,
             "fold": self.fold,
-            "plan": plan_digest(self.bundle, _MEANING),
+            "trained": self._cases(),
+            "written": self._written,
+            "plan": plan_digest(self.bundle, MEANING),
             "best": self.best,
             "since_best": self.since_best,
             "threads": torch.get_num_threads(),
@@ -85,20 +112,43 @@ class Checkpoints:
         write_with(self.last, lambda path: torch.save(content, path))
 
     def offer(self, dice: float | None, step: int) -> bool:
-        """Write ``model.pt`` when `dice` is the best so far (or none is there yet); tell whether it was."""
+        """Write ``model.pt`` when `dice` is the best so far, or none was above 0 yet; tell whether it was the best.
+
+        Where no Dice tells weights apart (none is defined where nothing is to be found), the last are kept.
+        """
         best = self.best["dice"]
         better = dice is not None and (best is None or dice > best)
-        if (better or not self.model.is_file()) and is_main_process():
-            write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
+        if better or not best:
+            self._write_model()
+            self.best = {"dice": dice if better else best, "step": step}
         self.since_best = 0 if better else self.since_best + 1
-        if better:
-            self.best = {"dice": dice, "step": step}
         return better
 
     def save_if_none(self) -> None:
         """Leave a usable model when a run ends before its first validation."""
-        if self.best["dice"] is None and is_main_process():
+        if self.best["dice"] is None:
+            self._write_model()
+
+    def _write_model(self) -> None:
+        if is_main_process():
             write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
+        self._written = True
+
+    def _cases(self) -> list[str]:
+        """Digests of all cases that the run was trained on so far."""
+        self._trained |= {_digest(item) for item in self.training}
+        return sorted(self._trained)
+
+    def _require_unseen(self, state: Mapping[str, Any]) -> None:
+        """Refuse validation cases of today that were trained on; a single patient, who is both at all times, may be."""
+        present = {_digest(item) for item in self.training}
+        self._trained = set(state.get("trained", ()))
+        for item in self.validation:
+            if (digest := _digest(item)) in self._trained and digest not in present:
+                raise BundleError(
+                    f"{self.last}: was trained on {_name(item)}, which fold {self.fold} holds out now, since the folds "
+                    f"were changed; train without --resume"
+                )
 
     def _restore(self, engine: Engine) -> None:
         state = _last_state(self.last)
@@ -107,15 +157,16 @@ class Checkpoints:
                 f"{self.last}: is of fold {state.get('fold')}, which was trained on cases that fold {self.fold} holds "
                 f"out; resume with --fold {state.get('fold')} or train without --resume"
             )
-        if state.get("plan") != plan_digest(self.bundle, _MEANING):
+        if state.get("plan") != plan_digest(self.bundle, MEANING):
             raise BundleError(
-                f"{self.last}: the plan was changed since in what the network sees or says ({', '.join(_MEANING)}); "
+                f"{self.last}: the plan was changed since in what the network sees or says ({', '.join(MEANING)}); "
                 f"train without --resume, or with --init"
             )
+        self._require_unseen(state)
         try:
             plain(self.network).load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self._restore_optimizer(state["optimizer"])
+            self._restore_optimizer(state)
         except (RuntimeError, ValueError, KeyError) as error:
             first = " ".join(" ".join(str(error).splitlines()[:2]).split())[:200]
             raise BundleError(f"{self.last}: does not fit this plan ({first}); train without --resume") from error
@@ -124,18 +175,23 @@ class Checkpoints:
         engine.state.epoch = state["iteration"] // state["epoch_length"]  # one that was stopped within is finished
         engine.state.cycle, self.best, self.since_best = state["cycle"], state["best"], state["since_best"]
         engine.state.asked, engine.state.interval = state["asked"], state["interval"]
+        self._written = bool(state.get("written"))
         engine.state.threads = state.get("threads", engine.state.threads)
         _take_chances(engine, state)
         if members_in(read_state(self.model)) if self.model.is_file() else False:
-            self.best = {"dice": None, "step": 0}  # what was best went into an ensemble; the next validated is
+            self._own = fold_weights(self.bundle, self.fold)
+            if not self._own.is_file():  # what was best went into the ensemble alone; the next validated is
+                self._own, self._written, self.best = None, False, {"dice": None, "step": 0}
 
-    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+    def _restore_optimizer(self, content: Mapping[str, Any]) -> None:
         """Take over what the optimiser has learnt; its options are those of the config, which may have others now."""
+        kind, state = type(self.optimizer).__name__, content["optimizer"]
         options = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
-        if [set(group) - {"params"} for group in state["param_groups"]] != [set(group) for group in options]:
+        same = [set(group) - {"params"} for group in state["param_groups"]] == [set(group) for group in options]
+        if content.get("optimizer_kind", kind) != kind or not same:
             raise BundleError(
-                f"{self.last}: was trained with another optimizer than {type(self.optimizer).__name__}; give the "
-                f"--config and --set of that run again, or train without --resume"
+                f"{self.last}: was trained with another optimizer than {kind}; give the --config and --set of that run "
+                f"again, or train without --resume"
             )
         self.optimizer.load_state_dict(state)
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
@@ -162,13 +218,37 @@ def _take_chances(engine: Any, state: dict[str, Any]) -> None:
         scaler.load_state_dict(state["scaler"])
 
 
-def fold_of_checkpoint(bundle: Path) -> int:
-    """The fold whose run a bundle's last checkpoint is of.
+def fold_weights(bundle: Path, fold: int) -> Path:
+    """Where a fold's best weights are kept."""
+    return bundle / "models" / f"fold_{fold}.pt"
+
+
+def fold_of_checkpoint(bundle: Path) -> int | None:
+    """The fold whose run a bundle's last checkpoint is of; None where there is none.
 
     Raises:
-        BundleError: there is none, or it cannot be read.
+        BundleError: it cannot be read.
     """
-    return int(_last_state(bundle / LAST)["fold"])
+    return int(_last_state(bundle / LAST)["fold"]) if (bundle / LAST).is_file() else None
+
+
+def fold_of_model(bundle: Path) -> int | None:
+    """The fold whose run wrote ``models/model.pt``, as its checkpoint tells; None where nothing tells.
+
+    Raises:
+        BundleError: the checkpoint cannot be read.
+    """
+    state = _last_state(bundle / LAST) if (bundle / LAST).is_file() else {}
+    return int(state["fold"]) if state.get("written") else None
+
+
+def _name(item: Any) -> str:
+    """A case's name, or its images where it has none, as in a list from elsewhere."""
+    return str(item.get("case", item["image"]))
+
+
+def _digest(item: Any) -> str:
+    return hashlib.sha256(_name(item).encode()).hexdigest()
 
 
 def _last_state(path: Path) -> dict[str, Any]:

@@ -25,20 +25,22 @@ from medunet.inference.quality import QUALITY, Calibration, Scored
 from medunet.inference.weights import COMPONENTS, MODEL, file_digest, plan_digest, read_state, weights_digest
 from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
+from medunet.training.checkpoints import fold_of_model, fold_weights
 
 CROSS_VALIDATION = "eval/cross_validation.json"
 
 _RECORD = "eval/folds.json"
 _METADATA = "configs/metadata.json"
-
-
-def fold_weights(bundle: Path, fold: int) -> Path:
-    """Where a fold's best weights are kept."""
-    return bundle / "models" / f"fold_{fold}.pt"
+_PASSING = ("resume", "more", "device", "quiet")
+"""Overrides of a single call; all others hold until the last fold is trained."""
+_PLACES = {"dataset_dir", "store"}
+"""Where data lie: it may change, and what is trained does not."""
 
 
 def held_out_by(bundle: Path, weights: Path) -> int | None:
     """The fold whose validation cases no network in these weights was trained on; None where that is not known.
+
+    A finished run notes it beside its scores; of one that was stopped or killed the checkpoint tells.
 
     Raises:
         BundleError: there is none, since they are an ensemble.
@@ -49,23 +51,27 @@ def held_out_by(bundle: Path, weights: Path) -> int | None:
             f"(--part test), or take {CROSS_VALIDATION}"
         )
     noted = (path for path in bundle.glob(f"eval/fold_*/{CERTAINTY}") if read_certainty(path, weights))
-    return next((int(path.parent.name.removeprefix("fold_")) for path in noted), None)
+    folds = (int(path.parent.name.removeprefix("fold_")) for path in noted)
+    own = weights.resolve() == (bundle / MODEL).resolve()
+    return next(folds, fold_of_model(bundle) if own else None)
 
 
-def begin(bundle: Path) -> set[int]:
-    """Begin a run over all folds: nothing is done, and what an earlier one left is removed."""
+def begin(bundle: Path, given: Mapping[str, Any]) -> None:
+    """Begin a run over all folds, with the overrides `given`: nothing is done, and what an earlier one left goes."""
     _take_apart(bundle)
     for path in (bundle / "models").glob("fold_[0-9]*.pt"):
         path.unlink()
-    write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "done": {}})
-    return set()
+    write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "given": _lasting(given), "done": {}})
 
 
-def resume(bundle: Path) -> set[int]:
-    """The folds that the run over all folds has finished: those whose weights and scores are as it left them.
+def resume(bundle: Path, given: Mapping[str, Any]) -> tuple[set[int], dict[str, Any]]:
+    """The folds that the run over all folds has finished, and the overrides of those behind them.
+
+    Finished are those whose weights and scores are as the run left them. The overrides are those that it was begun
+    with; `given` may repeat them, and say where data lie now and how this call shall run.
 
     Raises:
-        BundleError: there is no such run, or the plan was changed since.
+        BundleError: there is no such run, or the plan was changed since, or `given` has others.
     """
     record = _record(bundle)
     if record is None:
@@ -74,26 +80,43 @@ def resume(bundle: Path) -> set[int]:
         raise BundleError(
             f"{bundle / _METADATA}: the plan was changed since the folds were begun; train without --resume"
         )
-    return {int(fold) for fold, left in record["done"].items() if _left(bundle, int(fold)) == left}
+    begun = record["given"]
+    others = {key: value for key, value in _lasting(given).items() if key not in begun or begun[key] != value}
+    if others.keys() - _PLACES:
+        raise BundleError(
+            f"{bundle}: the folds were begun with {_in_words(begun)}, and are asked to go on with {_in_words(others)}; "
+            f"all are trained alike: resume without other settings, or train without --resume"
+        )
+    done = {int(fold) for fold, left in record["done"].items() if _left(bundle, int(fold)) == left}
+    return done, {**begun, **given}
+
+
+def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as JSON has them, without what holds for one call alone."""
+    kept = {key: value for key, value in given.items() if key.replace("#", "::").split("::")[0] not in _PASSING}
+    content: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return content
+
+
+def _in_words(given: Mapping[str, Any]) -> str:
+    told = [f"{key}={value}" for key, value in given.items() if key not in _PLACES]
+    return ", ".join(told) or "no settings"
 
 
 def keep(bundle: Path, fold: int) -> None:
     """Keep the weights of a fold that was trained to its end."""
     write_with(fold_weights(bundle, fold), lambda part: shutil.copyfile(bundle / MODEL, part))
-    record = _record(bundle) or {"plan": plan_digest(bundle), "done": {}}
+    record = _record(bundle) or {"plan": plan_digest(bundle), "given": {}, "done": {}}
     record["done"][str(fold)] = _left(bundle, fold)
     write_json(bundle / _RECORD, record)
 
 
-def part_with(bundle: Path, fold: int, resume: bool) -> None:
+def part_with(bundle: Path, fold: int) -> None:
     """Before a single fold is trained: what all folds made together goes, and what is kept of this one.
 
-    The others are left, so that ``--fold all --resume`` can take them. A fold that goes on takes its own weights back.
+    The others are left, so that ``--fold all --resume`` can take them.
     """
-    own = fold_weights(bundle, fold)
-    if resume and own.is_file():
-        write_with(bundle / MODEL, lambda part: shutil.copyfile(own, part))
-    own.unlink(missing_ok=True)
+    fold_weights(bundle, fold).unlink(missing_ok=True)
     _take_apart(bundle)
 
 
@@ -197,7 +220,7 @@ def _proved(
 def _record(bundle: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads((bundle / _RECORD).read_text(encoding="utf-8"))
-        return {"plan": str(content["plan"]), "done": dict(content["done"])}
+        return {"plan": str(content["plan"]), "given": dict(content["given"]), "done": dict(content["done"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -24,15 +24,16 @@ class InitialWeights:
     """Take over what fits of another bundle's weights when a run starts; a run that is resumed has its own.
 
     Tensors of the same name and shape are taken as they are. Where the classes of both bundles differ, the outputs of
-    those with the same name are taken over and the others keep their random beginning. Of an ensemble the first network
-    is taken.
+    those with the same name are taken over and the others keep their random beginning. That holds for our U-Nets, whose
+    outputs are known by their tensors' names; other networks' are taken in their order, or not at all where they are of
+    another number. Of an ensemble the first network is taken.
 
     Args:
-        bundle: folder of the other bundle; null or empty: begin at random.
+        bundle: folder of the other bundle; null or empty: begin at random. Not the one that is trained.
         labels: this plan's labels, in the order of the outputs; regions have no output for the first, the background.
 
     Raises:
-        BundleError: (when the run starts) it has no weights, or none of them fits.
+        BundleError: it is the bundle that is trained; (when the run starts) it has no weights, or none of them fits.
     """
 
     def __init__(
@@ -46,6 +47,11 @@ class InitialWeights:
     ) -> None:
         self.network, self.average, self.log, self.labels = network, average, log, list(labels)
         self.folder = Path(bundle) if bundle and not resume else None
+        if self.folder is not None and self.folder.resolve() == log.folder.parents[1].resolve():
+            raise BundleError(
+                f"{self.folder}: is the bundle itself, whose weights may be trained on this fold's validation cases; "
+                f"begin with those of another bundle, or go on with --resume"
+            )
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""

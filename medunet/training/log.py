@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from medunet.data.atomic import read_rows, remove_stale, write_text
 from medunet.training.checkpoints import is_main_process
+from medunet.training.events import on_prepared
 from medunet.training.schedule import total_steps
 
 _EVERY_SECONDS = 20.0  # between two plain lines
@@ -38,7 +40,7 @@ class Log:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
-        engine.add_event_handler(Events.STARTED, self._begin)
+        on_prepared(engine, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         engine.add_event_handler(Events.COMPLETED, self._stop_bar)
@@ -112,14 +114,16 @@ class Log:
             self._board.add_scalar("validation/dice", dice, engine.state.iteration)
 
     def _begin(self, engine: Engine) -> None:
-        if engine.state.iteration == 0 and is_main_process():
-            self.path.unlink(missing_ok=True)
         if not is_main_process():
             return
+        curves = self.folder / "tensorboard"
+        if engine.state.iteration == 0:
+            self.path.unlink(missing_ok=True)
+            shutil.rmtree(curves, ignore_errors=True)
         self._mend()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._board = SummaryWriter(str(curves))
         if sys.stderr.isatty() and not self.quiet:
             self._bar = _progress_bar()
             self._bar.start()

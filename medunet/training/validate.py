@@ -89,9 +89,12 @@ class CaseScores:
         return scores.case_scores(case, prediction, reference, self.labels, grid, paths, ignore=self.ignore)
 
     def _compute(self, engine: Engine, name: str) -> None:
-        means = self.class_means()
-        values = [value for value in means.values() if value is not None]
-        engine.state.metrics[name] = float(np.mean(values)) if values else 0.0
+        engine.state.metrics[name] = self.mean() or 0.0  # MONAI compares numbers
+
+    def mean(self) -> float | None:
+        """The key metric; None where no case of any class has a Dice, since nothing is to be found and nothing was."""
+        values = [value for value in self.class_means().values() if value is not None]
+        return float(np.mean(values)) if values else None
 
     def class_means(self) -> dict[str, float | None]:
         """Mean Dice per class over the cases where it is defined."""
@@ -150,7 +153,7 @@ class Validation:
 
     def _run(self, engine: Engine) -> None:
         self.validator.run(int(engine.state.epoch))
-        dice = float(self.validator.state.metrics["dice"])
+        dice = self.metric.mean()
         best = self.checkpoints.offer(dice, engine.state.iteration)
         self.log.validated(engine, dice, self.metric.class_means(), best)
 
@@ -159,6 +162,7 @@ class Validation:
             return
         if self.stopped or not len(self.validator.data_loader):
             self.checkpoints.save_if_none()
+            self.checkpoints.save_last(engine)
             forget_scores(self.log.folder)
             return
         self.metric.full, self.metric.folder = True, self.log.folder / "predictions"
