@@ -44,18 +44,30 @@ def answer(*rows: list[float]) -> Answer:
 
 def test_answers_are_compared_and_ties_are_not_hidden() -> None:
     expected = answer([0.9, 0.50004], [0.1, 0.49996])
-    assert compare_answers(expected, expected) == "all labels are equal (100 %), probabilities within 0"
+    assert compare_answers(expected, expected, True) == "all labels are equal (100 %), probabilities within 0"
     tie = answer([0.9, 0.49998], [0.1, 0.50002])
-    assert "1 labels differ at ties, all others are equal" in compare_answers(tie, expected)
+    assert "1 labels differ at ties, all others are equal" in compare_answers(tie, expected, True)
     with pytest.raises(UnsafeError, match=r"a probability differs by 0\.001"):
-        compare_answers(answer([0.901, 0.50004], [0.099, 0.49996]), expected)
+        compare_answers(answer([0.901, 0.50004], [0.099, 0.49996]), expected, True)
     with pytest.raises(UnsafeError, match="a probability differs by nan"):
-        compare_answers(answer([float("nan"), 0.50004], [0.1, 0.49996]), expected)
+        compare_answers(answer([float("nan"), 0.50004], [0.1, 0.49996]), expected, True)
     with pytest.raises(UnsafeError, match="1 of 2 voxels have another label"):
-        compare_answers(Answer(1 - expected.labels, expected.probabilities), answer([0.9, 0.5], [0.1, 0.5]))
+        compare_answers(Answer(1 - expected.labels, expected.probabilities), answer([0.9, 0.5], [0.1, 0.5]), True)
     single = Answer(np.array([1, 0], dtype=np.uint8), np.array([[0.9, 0.5]], dtype=np.float32))
     other = Answer(np.array([1, 1], dtype=np.uint8), np.array([[0.9, 0.50001]], dtype=np.float32))
-    assert "1 labels differ at ties" in compare_answers(other, single)
+    assert "1 labels differ at ties" in compare_answers(other, single, False)
+
+
+def test_a_region_that_is_just_found_is_a_tie_however_far_the_others_are() -> None:
+    expected = np.array([[0.5000002, 0.9], [0.1, 0.8], [0.2, 0.7]], dtype=np.float32)[..., None, None]
+    labels = np.array([1, 3], dtype=np.uint8)[:, None, None]
+    other = expected.copy()
+    other[0, 0] = 0.4999998
+    found = Answer(labels - np.array([1, 0], dtype=np.uint8)[:, None, None], other)
+    assert "1 labels differ at ties" in compare_answers(found, Answer(labels, expected), False)
+    with pytest.raises(UnsafeError, match="1 of 2 voxels have another label"):  # two outputs close to each other
+        expected[:, 0, 0, 0] = [0.9, 0.9001, 0.1]
+        compare_answers(Answer(found.labels, expected), Answer(labels, expected), False)
 
 
 def test_what_was_packed_answers_the_same_and_another_file_does_not(packed_bundle: Path, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from medunet.trust.archive.weights_file import read_safetensors, write_safetenso
 from medunet.types import Affine, AnyArray, FloatArray
 
 TOLERANCE, MARGIN = 1e-4, 1e-3
-"""Probabilities may differ so much; labels only where the two best probabilities are closer than MARGIN."""
+"""Probabilities may differ so much; labels only where the two best probabilities are closer than MARGIN.
+
+Of regions: where one is so close to its complement.
+"""
 
 _SEED = 20260101
 _LONGEST, _SHORTEST, _MOST_BYTES = 32, 8, 2_000_000
@@ -93,6 +96,8 @@ def check_reference(root: Path) -> str:
         UnsafeError: it differs.
         MedunetError: the bundle cannot be run.
     """
+    from medunet.inference.outputs import are_classes
+
     expected, found = _read_expected(root), run_reference(root)
     for name, ours, theirs in (
         ("labels", found.labels, expected.labels), ("probabilities", found.probabilities, expected.probabilities)
@@ -102,11 +107,14 @@ def check_reference(root: Path) -> str:
                 f"{EXPECTED}: {name} are {theirs.dtype} {list(theirs.shape)}, the network makes {ours.dtype} "
                 f"{list(ours.shape)}; the bundle is not what it was when it was packed, refuse it"
             )
-    return compare_answers(found, expected)
+    plan = read_plan(str(root))
+    return compare_answers(found, expected, are_classes(int(plan["network"]["out_channels"]), len(plan["labels"])))
 
 
-def compare_answers(found: Answer, expected: Answer) -> str:
+def compare_answers(found: Answer, expected: Answer, classes: bool) -> str:
     """How two answers agree, in a sentence; labels may only differ where the expected ones are a tie.
+
+    `classes`: whether the outputs exclude each other; else they are regions, each found by itself.
 
     Raises:
         UnsafeError: they do not agree.
@@ -118,7 +126,7 @@ def compare_answers(found: Answer, expected: Answer) -> str:
             f"do not compute what the sender's did, do not use the bundle here"
         )
     other = found.labels != expected.labels
-    wrong = int((other & (_margin(expected.probabilities) > MARGIN)).sum())
+    wrong = int((other & (_margin(expected.probabilities, classes) > MARGIN)).sum())
     if wrong:
         raise UnsafeError(
             f"{EXPECTED}: {wrong} of {other.size} voxels have another label; these weights or this software do not "
@@ -173,11 +181,11 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _margin(probabilities: FloatArray) -> FloatArray:
-    """How far the best class is ahead of the second."""
-    if len(probabilities) == 1:
-        lone: FloatArray = np.abs(2 * probabilities[0] - 1)
-        return lone
+def _margin(probabilities: FloatArray, classes: bool) -> FloatArray:
+    """How far the best class is ahead of the second; how far a region is from being just so found, or just not."""
+    if not classes:
+        undecided: FloatArray = np.abs(2 * probabilities - 1).min(axis=0)
+        return undecided
     best = np.partition(probabilities, -2, axis=0)
     margin: FloatArray = best[-1] - best[-2]
     return margin
