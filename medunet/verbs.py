@@ -147,12 +147,14 @@ def evaluate(
 
     `labels`: the value of each class, or the values of a region; under ``ignore`` that of voxels nobody annotated.
     With `instances` both are maps of numbered objects: F1 at an IoU of 0.5 and SEG are scored beside the masks of all.
+    Cases that could not be scored stand under ``failed``.
 
     Raises:
-        InputError: a folder is missing or nothing matches.
+        InputError: a folder is missing, nothing matches, or `output` would take the place of something else.
     """
     from medunet.evaluation import scores
 
+    scores.require_target(Path(output), Path(references))
     chosen = dict(labels) if labels else None
     content: dict[str, Any] = scores.evaluate(Path(predictions), Path(references), chosen, instances=instances)
     scores.write_scores(Path(output), content)
@@ -171,13 +173,14 @@ def report(source: StrPath, output: StrPath | None = None) -> Path:
     path = Path(source)
     found = path if path.is_file() else _first_scores(path)
     target = Path(output) if output else found.with_name("report.html")
-    block, log = _context(found)
+    place = found.resolve()  # a relative path has too few parents
+    block, log = _context(place)
     page = found.with_name(room.SAMPLES)
     values = {key: value for key, value in block.items() if key != "reasons"} if block else None
     room.write_report(
         scores.read_scores(found),
         target,
-        title=f"{block['name']}, {_scored(found)}" if block else f"{found.resolve().parent.name}, {found.stem}",
+        title=f"{block['name']}, {_scored(place)}" if block else f"{place.parent.name}, {found.stem}",
         plan=values,
         reasons=block["reasons"] if block else None,
         log=log,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 import medunet.cli.main as cli
 from medunet.cli import options
+from medunet.cli.printing import Printer
 from medunet.data.volume import read_label, read_volume, write_image, write_label
 from tests.dicom_phantom import make_series
 
@@ -397,6 +399,24 @@ def test_evaluate_and_report(run: Run, trained_bundle: Path, phantom_dataset: Pa
     code, _, err = run("evaluate", tmp_path / "none", out, "-o", scores)
     assert code == 2
     assert "none: is missing; give a folder of label maps" in err
+
+
+def test_the_report_of_a_fold_knows_its_plan_from_anywhere(
+    run: Run, trained_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    monkeypatch.chdir(bundle / "eval" / "fold_0")
+    assert run("report", "scores.json")[:2] == (0, "wrote report.html\n")
+    page = Path("report.html").read_text()
+    assert "patch size" in page
+    assert "fold 0</h1>" in page
+
+
+def test_what_to_look_at_first_includes_what_is_expected_to_be_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"good": 0.9, "wrong": 0.0, "doubtful": 0.5, "unknown": None}
+    results = [SimpleNamespace(name=name, state="done", expected_dice=dice) for name, dice in expected.items()]
+    Printer().done(results, Path("out"))
+    assert "look first at wrong, doubtful: expected" in capsys.readouterr().out
 
 
 def test_debug_shows_the_trace_back(run: Run, tmp_path: Path) -> None:

@@ -55,6 +55,21 @@ def test_surface_metrics_against_brute_force(a: np.ndarray, b: np.ndarray, spaci
         assert ours[name] == pytest.approx(value, abs=1e-3 if name != "nsd" else 1e-9), name
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_surface_just_within_the_tolerance_counts(axis: int) -> None:
+    shape = [3, 3, 3]
+    shape[axis] = 11
+    first, last = np.zeros(shape, bool), np.zeros(shape, bool)
+    np.moveaxis(first, axis, 0)[0] = np.moveaxis(last, axis, 0)[10] = True
+    assert metrics.measure_mask(first, last, (0.1, 0.1, 0.1), 1.0, 1.0)["nsd"] == 1.0
+    assert metrics.measure_mask(first, last, (0.1, 0.1, 0.1), 1.0, 0.999)["nsd"] == 0.0
+
+
+def test_a_row_of_voxels_has_distances() -> None:
+    row = np.array([True, False, False])[:, None, None]
+    assert metrics.measure_mask(row, row[::-1], (0.5, 1, 1), 1.0, 1.0)["hausdorff_mm"] == 1.0
+
+
 @settings(max_examples=60)
 @given(masks, masks)
 def test_overlaps_against_counting(a: np.ndarray, b: np.ndarray) -> None:

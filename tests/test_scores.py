@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from medunet import verbs
+from medunet.cli.main import app
 from medunet.data.grid import Grid
 from medunet.data.phantom import LABELS
 from medunet.data.volume import read_label, write_label
@@ -20,6 +23,7 @@ from medunet.errors import DatasetError, InputError
 from medunet.evaluation import evaluate, read_scores, summarise, write_scores
 from medunet.evaluation.pictures import outline
 from medunet.evaluation.report import write_report
+from medunet.evaluation.scores import _draws, _statistics
 
 CLASSES = {name: value for name, value in LABELS.items() if value}
 
@@ -58,6 +62,14 @@ def test_intervals_cover_the_mean_and_are_the_same_each_time() -> None:
     low, high = first["summary"]["dice"]["ci95"]
     assert low < first["summary"]["dice"]["mean"] < high
     assert 0.01 < high - low < 0.03  # 2 * 1.96 * 0.05 / sqrt(100) = 0.0196
+
+
+def test_intervals_are_those_of_drawing_case_by_case() -> None:
+    rng = np.random.default_rng(1)
+    table = np.where(rng.random((7, 3)) < 0.3, np.nan, rng.random((7, 3)))
+    drawn = table[np.random.default_rng(20260101).integers(0, 7, (2000, 7))]
+    means = [np.nanmean([np.nanmean(column) for column in rows.T if np.isfinite(column).any()]) for rows in drawn]
+    assert _statistics(table, _draws(7))["ci95"] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist(), rel=1e-12)
 
 
 def test_evaluate_writes_json_without_nan_and_csv(phantom_dataset: Path, predictions: Path, tmp_path: Path) -> None:
@@ -113,6 +125,147 @@ def test_ignored_voxels_and_regions_are_read_from_a_dataset_json_too(
     (tmp_path / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(DatasetError, match=r"dataset\.json: regions_class_order has 0 values for 2 regions"):
         evaluate(predictions, references)
+
+
+def small(path: Path, *values: int) -> None:
+    """A label map of a few voxels in a row."""
+    array = np.array(values, dtype=np.int16).reshape(-1, 1, 1)
+    write_label(path, array, Grid(array.shape, np.eye(4)))
+
+
+def test_labels_that_are_given_win_over_a_dataset_json(tmp_path: Path) -> None:
+    small(tmp_path / "p/a.nii.gz", 0, 1, 4)
+    small(tmp_path / "labelsTr/a.nii.gz", 0, 1, 4)
+    declared = tmp_path / "dataset.json"
+    declared.write_text(json.dumps({"labels": {"background": 0, "organ": 1, "ignore": 4}}))
+    assert evaluate(tmp_path / "p", tmp_path / "labelsTr", {"organ": 1})["ignore"] == 4
+    named = evaluate(tmp_path / "p", tmp_path / "labelsTr", {"organ": 1, "rest": 4})
+    assert "ignore" not in named
+    assert named["classes"]["rest"]["dice"]["mean"] == 1.0
+    for text in ("{", json.dumps({"labels": {"organ": "one"}}), json.dumps({"instances": True})):
+        declared.write_text(text)
+        assert evaluate(tmp_path / "p", tmp_path / "labelsTr", {"organ": 1})["summary"]["dice"]["mean"] == 1.0
+    with pytest.raises(DatasetError, match="labels: 'ignore' has value 4, which is that of 'rest' too"):
+        evaluate(tmp_path / "p", tmp_path / "labelsTr", {"rest": [1, 4], "ignore": 4})
+
+
+@pytest.mark.parametrize(("folder", "labels"), [("labels", None), ("instances", None), ("instances", {"cell": 1})])
+def test_maps_of_objects_are_not_scored_as_classes(folder: str, labels: dict[str, int] | None, tmp_path: Path) -> None:
+    for place in ("p", folder):
+        small(tmp_path / place / "a.nii.gz", 0, 1, 2)
+    (tmp_path / "dataset.json").write_text(json.dumps({"instances": folder == "labels", "labels": {"cell": 1}}))
+    with pytest.raises(InputError, match=rf"{folder}: are numbered objects .*; give --instances"):
+        evaluate(tmp_path / "p", tmp_path / folder, labels)
+    assert evaluate(tmp_path / "p", tmp_path / folder, labels, instances=True)["instances"]
+
+
+def test_a_folder_of_classes_beside_one_of_objects_is_scored(tmp_path: Path) -> None:
+    for place in ("p", "labels", "instances"):
+        small(tmp_path / place / "a.nii.gz", 0, 1, 1)
+    (tmp_path / "dataset.json").write_text(json.dumps({"instances": True, "labels": {"background": 0, "cell": 1}}))
+    assert evaluate(tmp_path / "p", tmp_path / "labels")["labels"] == {"cell": 1}
+
+
+@pytest.mark.parametrize("names", [("0.nii.gz", "0.nii"), ("case_label.nii.gz", "case_gt.nii.gz")])
+def test_two_files_of_one_case_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
+        small(tmp_path / "r" / name, 0, 1)
+    small(tmp_path / "p" / names[0], 0, 1)
+    first, second = sorted(names)
+    with pytest.raises(InputError, match=f"{first} and {second} are both the label map of case"):
+        evaluate(tmp_path / "p", tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "reference"),
+    [
+        (["liver_1_0000.nii.gz", "liver_2_0000.nii.gz"], "liver_1.nii.gz"),
+        (["P1/MR_image.nii.gz"], "P1/MR_mask.nii.gz"),
+        (["a.nii.gz"], "a_segmentation.nii.gz"),
+        (["a_0001.nii.gz", "a_0000.nii.gz"], "a_0001.nii.gz"),
+    ],
+)
+def test_predictions_have_the_names_of_their_images(predictions: list[str], reference: str, tmp_path: Path) -> None:
+    for name in predictions:
+        small(tmp_path / "p" / name, 0, 1)
+    small(tmp_path / "r" / reference, 0, 1)
+    (case,) = evaluate(tmp_path / "p", tmp_path / "r")["cases"]
+    assert case["prediction"] == str(tmp_path / "p" / predictions[0])
+    if reference == "liver_1.nii.gz":  # now two could be meant
+        small(tmp_path / "p/liver_1_0001.nii.gz", 0, 1)
+        with pytest.raises(InputError, match="liver_1: has no prediction in"):
+            evaluate(tmp_path / "p", tmp_path / "r")
+
+
+def test_a_broken_reference_is_listed_and_the_others_are_scored(tmp_path: Path) -> None:
+    for name in "ab":
+        for place in "pr":
+            small(tmp_path / place / f"{name}.nii.gz", 0, 1)
+    (tmp_path / "r/a.nii.gz").write_bytes(b"nothing")
+    scores = evaluate(tmp_path / "p", tmp_path / "r")
+    assert [case["id"] for case in scores["cases"]] == ["b"]
+    assert "a.nii.gz: cannot be read" in scores["failed"][0]["message"]
+
+
+def whole_dataset(folder: Path) -> Path:
+    """Of nnU-Net: two training and two test cases."""
+    for part in ("Tr", "Ts"):
+        for number in "12":
+            small(folder / f"images{part}" / f"{part}_{number}_0000.nii.gz", 0, 1)
+            small(folder / f"labels{part}" / f"{part}_{number}.nii.gz", 0, 1)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("predicted", "failed", "unpredicted"),
+    [("Tr_1", [], 1), ("Ts_1_0000", ["Ts_2"], 0), ("Ts_1 Ts_2", [], 0), ("Tr_1 Tr_2 Ts_2", ["Ts_1"], 0)],
+)
+def test_cases_of_a_dataset_that_lack_a_prediction(
+    predicted: str, failed: list[str], unpredicted: int, tmp_path: Path
+) -> None:
+    for name in predicted.split():
+        small(tmp_path / "p" / f"{name}.nii.gz", 0, 1)
+    scores = evaluate(tmp_path / "p", whole_dataset(tmp_path / "d"))
+    assert scores["labels"] == {"organ": 1}
+    assert [case["id"] for case in scores["failed"]] == failed
+    assert scores.get("unpredicted", 0) == unpredicted
+
+
+def test_the_command_tells_what_it_could_not_score(tmp_path: Path) -> None:
+    whole_dataset(tmp_path / "d")
+    small(tmp_path / "p/Ts_1.nii.gz", 0, 1)
+    target = tmp_path / "scores.json"
+    command = ["evaluate", str(tmp_path / "p"), str(tmp_path / "d"), "-o", str(target)]
+    result = CliRunner().invoke(app, command)
+    assert str(result.exception) == f"1 of 2 cases could not be scored; see {target}"
+    assert getattr(result.exception, "exit_code", None) == 1
+    assert "Ts_2: has no prediction in" in result.stderr
+    assert len(read_scores(target)["cases"]) == 1
+    small(tmp_path / "p/Ts_2.nii.gz", 0, 1)
+    small(tmp_path / "p/Tr_2.nii.gz", 0, 1)
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\n1 training case of the references have no prediction\n" in result.stdout
+
+
+def test_scores_take_no_other_files_place(tmp_path: Path) -> None:
+    for place in "pr":
+        small(tmp_path / place / "a.nii.gz", 0, 1)
+    listed, taken = tmp_path / "list.csv", tmp_path / "taken.csv"
+    listed.write_text("image,label\np/a.nii.gz,r/a.nii.gz\n")
+    taken.write_text("patient,name\n")
+    for output, references, words in (
+        ("scores.csv", tmp_path / "r", "is what the CSV beside the scores is called"),
+        ("list.json", listed, r"list\.csv: are the references and would be overwritten"),
+        ("taken.json", listed, r"taken\.csv: is no table of scores and would be overwritten"),
+    ):
+        with pytest.raises(InputError, match=words):
+            verbs.evaluate(tmp_path / "p", references, tmp_path / output)
+    for _ in range(2):  # its own table may be written again
+        verbs.evaluate(tmp_path / "p", listed, tmp_path / "scores.json")
+    assert (listed.read_text()[:5], taken.read_text()) == ("image", "patient,name\n")
+    assert [path.name for path in tmp_path.glob("*.json")] == ["scores.json"]
 
 
 def test_nothing_to_compare_is_one_sentence(tmp_path: Path, phantom_dataset: Path) -> None:
@@ -181,6 +334,30 @@ def test_report_opens_in_a_browser(report: Path, tmp_path: Path) -> None:
     assert (pixels.sum(axis=2) < 60).mean() > 0.02  # the black of CT air in the pictures
     assert (spread > 120).sum() > 300  # contours, boxes and curves in colour
     assert (pixels.min(axis=2) > 250).mean() > 0.4  # on white paper
+
+
+def test_names_of_classes_are_text_in_a_report(tmp_path: Path) -> None:
+    for place in "pr":
+        small(tmp_path / place / "a.nii.gz", 0, 1)
+    scores = evaluate(tmp_path / "p", tmp_path / "r", {"a<b>": 1})
+    write_report(scores, tmp_path / "r.html", title="x")
+    page = (tmp_path / "r.html").read_text()
+    assert "<title>a&lt;b&gt;, reference</title>" in page
+    assert "a<b>" not in page
+
+
+def test_every_object_is_outlined(tmp_path: Path) -> None:
+    for place, values in (("p", (0, 3, 3, 0)), ("r", (0, 7, 8, 0))):
+        small(tmp_path / place / "a.nii.gz", *values)
+    write_report(evaluate(tmp_path / "p", tmp_path / "r", instances=True), tmp_path / "r.html", title="x")
+    page = (tmp_path / "r.html").read_text()
+    drawn = {
+        kind: set(re.findall(rf'class="{kind}" stroke="[^"]*" d="([^"]*)"', page))
+        for kind in ("reference", "prediction")
+    }
+    # one slice, the picture is upright: rows are y, columns x; 7 and 8 touch at column 2
+    assert drawn["reference"] == {"M1 0h2M1 1h2M1 0v1M2 0v1M3 0v1"}
+    assert drawn["prediction"] == {"M1 0h2M1 1h2M1 0v1M3 0v1"}
 
 
 def test_outlines_run_along_voxel_edges() -> None:

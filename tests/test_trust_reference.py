@@ -65,8 +65,8 @@ def test_a_region_that_is_just_found_is_a_tie_however_far_the_others_are() -> No
     other[0, 0] = 0.4999998
     found = Answer(labels - np.array([1, 0], dtype=np.uint8)[:, None, None], other)
     assert "1 labels differ at ties" in compare_answers(found, Answer(labels, expected), False)
-    with pytest.raises(UnsafeError, match="1 of 2 voxels have another label"):  # two outputs close to each other
-        expected[:, 0, 0, 0] = [0.9, 0.9001, 0.1]
+    expected[:, 0, 0, 0] = [0.9, 0.9001, 0.1]  # two outputs are close to each other, and no tie
+    with pytest.raises(UnsafeError, match="1 of 2 voxels have another label"):
         compare_answers(Answer(found.labels, expected), Answer(labels, expected), False)
 
 

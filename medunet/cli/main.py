@@ -181,8 +181,12 @@ def evaluate(
     """Score label maps against references."""
     from medunet import verbs
 
-    verbs.evaluate(predictions, references, output, options.labels(labels), instances=instances)
+    content = verbs.evaluate(predictions, references, output, options.labels(labels), instances=instances)
+    state.failed(content["failed"])
     state.scores(output)
+    if failed := len(content["failed"]):
+        total = failed + len(content["cases"])
+        raise PartialFailureError(f"{failed} of {total} cases could not be scored; see {output}")
 
 
 @app.command()

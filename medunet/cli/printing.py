@@ -101,7 +101,14 @@ class Printer:
             self.say(f"  {name:<20} {_mean_of(values, 'dice')}")
             if "instance_f1" in values:
                 self.say(f"    objects: F1 {_mean_of(values, 'instance_f1')}, SEG {_mean_of(values, 'seg')}")
+        if content.get("unpredicted"):
+            self.say(f"{_counted(content['unpredicted'], 'training case')} of the references have no prediction")
         self.say(f"wrote {path}")
+
+    def failed(self, cases: Sequence[dict[str, str]]) -> None:
+        """One line per case that could not be scored."""
+        for case in cases:
+            print(f"medunet: failed: {case['message']}", file=sys.stderr)
 
     def case(self, result: Any) -> None:
         """One line per predicted case."""
@@ -120,7 +127,8 @@ class Printer:
         """The count at the end of a batch."""
         good = sum(result.state in ("done", "already done") for result in results)
         self.say(f"{good} of {len(results)} cases in {output}")
-        doubtful = sorted((r.expected_dice, r.name) for r in results if (r.expected_dice or 1.0) < _DOUBTFUL)
+        expected = [(r.expected_dice, r.name) for r in results if r.expected_dice is not None]
+        doubtful = sorted(pair for pair in expected if pair[0] < _DOUBTFUL)
         if doubtful:
             names = ", ".join(name for _, name in doubtful[:8]) + (", ..." if len(doubtful) > 8 else "")
             self.say(f"look first at {names}: expected (not measured) Dice below {_DOUBTFUL}")

@@ -103,13 +103,8 @@ def require_consistent(known: Declared, where: str) -> None:
     Raises:
         DatasetError: with what, where, got and do.
     """
-    taken = {value: name for name, values in members(known.labels, known.regions).items() for value in _listed(values)}
     background = next(iter(known.labels.items()), ("background", 0))
-    if known.ignore is not None and known.ignore in {background[1]: background[0], **taken}:
-        name = {background[1]: background[0], **taken}[known.ignore]
-        raise DatasetError(
-            f"{where}: '{IGNORE}' has value {known.ignore}, which is that of '{name}' too; give it a value of its own"
-        )
+    require_apart(known.ignore, {background[0]: background[1], **members(known.labels, known.regions)}, where)
     if not known.regions:
         return
     doubled = [value for value, count in Counter(known.labels.values()).items() if count > 1]
@@ -129,6 +124,19 @@ def require_consistent(known: Declared, where: str) -> None:
             f"background and then all regions, in one order"
         )
     _require_visible(known.regions, where)
+
+
+def require_apart(ignore: int | None, named: Mapping[str, Values], where: str) -> None:
+    """Refuse a value of voxels that nobody annotated which is that of a class or region too.
+
+    Raises:
+        DatasetError: with what, where, got and do.
+    """
+    for name, values in named.items():
+        if ignore in _listed(values):
+            raise DatasetError(
+                f"{where}: '{IGNORE}' has value {ignore}, which is that of '{name}' too; give it a value of its own"
+            )
 
 
 def _require_visible(regions: Mapping[str, Sequence[int]], where: str) -> None:

@@ -32,7 +32,39 @@ _IMAGES, _LABELS = (
     ("images", "image", "img", "imgs", "raw", "imagestr"),
     ("labels", "label", "masks", "mask", "segmentations", "annotations", "gt", "ground_truth", "labelstr"),
 )
-_INSTANCES = ("instances", "instance_maps", "instance_masks")
+INSTANCES = ("instances", "instance_maps", "instance_masks")
+"""Names of folders whose label files number objects."""
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder shows that it is a dataset, not one of label maps: by dataset.json, or images beside labels."""
+    names = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
+    if names & {*_IMAGES} and names & {*_LABELS, *INSTANCES}:
+        return True
+    try:
+        content = read_json(folder / "dataset.json")
+    except DatasetError:
+        return False
+    return isinstance(content, dict) and isinstance(content.get("training"), list)
+
+
+def label_name(stem: str) -> str:
+    """A label file's name without what says that it is one.
+
+    >>> label_name("liver_1_mask")
+    'liver_1'
+    """
+    return _LABEL_SUFFIX.sub("", stem)
+
+
+def image_name(stem: str) -> str:
+    """An image file's name without the number of its channel, or what says that it is an image.
+
+    >>> image_name("liver_1_0000"), image_name("MR_image")
+    ('liver_1', 'MR')
+    """
+    match = _CHANNEL.match(stem)
+    return match["case"] if match else _IMAGE_SUFFIX.sub("", stem)
 
 
 def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
@@ -220,19 +252,19 @@ def _paired(root: Path) -> Index | None:
     folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
     content = read_json(root / "dataset.json")
     facts = dict(content) if isinstance(content, dict) else {}
-    known_as = (*_INSTANCES, *_LABELS) if facts.get("instances") else (*_LABELS, *_INSTANCES)
+    known_as = (*INSTANCES, *_LABELS) if facts.get("instances") else (*_LABELS, *INSTANCES)
     images = next((folders[name] for name in _IMAGES if name in folders), None)
     labels = next((folders[name] for name in known_as if name in folders), None)
     if images is None or labels is None:
         return None
-    if labels.name.lower() in _INSTANCES:
+    if labels.name.lower() in INSTANCES:
         facts.setdefault("instances", True)
     groups: dict[str, list[str]] = defaultdict(list)
     for path in _volumes(images):
         groups[_IMAGE_SUFFIX.sub("", _key(path, images))].append(path.relative_to(root).as_posix())
     known: dict[str, list[str]] = defaultdict(list)
     for path in _volumes(labels):
-        known[_LABEL_SUFFIX.sub("", _key(path, labels))].append(path.relative_to(root).as_posix())
+        known[label_name(_key(path, labels))].append(path.relative_to(root).as_posix())
     cases, findings = _matched(groups, known, labels.name)
     return _index(root, "paired folders", facts, cases, (), findings) if cases else None
 

@@ -27,6 +27,7 @@ from medunet.types import AnyArray, BoolArray, FloatArray, IntArray
 Value: TypeAlias = float | None
 DISTANCES = ("hausdorff_mm", "hd95_mm", "assd_mm")
 _TOUCHING = np.ones((3, 3, 3), dtype=np.int64)
+_ROUNDING = 1e-5  # of distances in float32: ten steps of 0.1 mm may come out as 1.0000001
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class SurfaceDistances:
 
     def nsd(self, tolerance: float) -> float:
         """Normalised surface Dice (Nikolov et al. 2021, doi:10.2196/26151): surface within `tolerance` mm."""
-        within = np.count_nonzero(self.prediction_to_reference <= tolerance)
-        within += np.count_nonzero(self.reference_to_prediction <= tolerance)
+        reach = tolerance * (1 + _ROUNDING)
+        within = np.count_nonzero(self.prediction_to_reference <= reach)
+        within += np.count_nonzero(self.reference_to_prediction <= reach)
         return float(within / (self.prediction_to_reference.size + self.reference_to_prediction.size))
 
 
@@ -225,5 +227,6 @@ def _surface(mask: BoolArray, unknown: BoolArray | None = None) -> BoolArray:
 def _distance_to(surface: BoolArray, spacing: Sequence[float]) -> AnyArray:
     import edt
 
-    distances: AnyArray = edt.edt(np.ascontiguousarray(~surface), anisotropy=tuple(spacing), black_border=False)
+    scale = tuple(spacing) if len(spacing) > 1 else spacing[0]  # a row of voxels takes one number
+    distances: AnyArray = edt.edt(np.ascontiguousarray(~surface), anisotropy=scale, black_border=False)
     return distances

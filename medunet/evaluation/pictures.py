@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,13 @@ class Plane:
     svg: str
 
 
-def case_planes(case: Mapping[str, Any], labels: Mapping[str, Values], base: Path | None) -> tuple[list[Plane], str]:
-    """The planes of a case through the middle of its reference, and a note where something is missing."""
+def case_planes(
+    case: Mapping[str, Any], labels: Mapping[str, Values], base: Path | None, *, instances: bool = False
+) -> tuple[list[Plane], str]:
+    """The planes of a case through the middle of its reference, and a note where something is missing.
+
+    With `instances` label maps number objects, all of the one class in `labels`: each is outlined.
+    """
     paths = {key: _paths(case.get(key), base) for key in ("image", "reference", "prediction")}
     try:
         maps = {key: read_label(paths[key][0]) for key in ("reference", "prediction") if paths[key]}
@@ -47,7 +53,8 @@ def case_planes(case: Mapping[str, Any], labels: Mapping[str, Values], base: Pat
     if image is None or image.shape != grid.shape:
         image = np.zeros(grid.shape, dtype=np.float32)
     oriented = {key: _to_ras(volume.array[0], grid) for key, volume in maps.items()}
-    return _planes(_to_ras(image, grid), oriented, _ras_spacing(grid), labels), ""
+    shown: Mapping[str, Values | None] = dict.fromkeys(labels) if instances else labels
+    return _planes(_to_ras(image, grid), oriented, _ras_spacing(grid), shown), ""
 
 
 def _paths(value: Any, base: Path | None) -> list[Path]:
@@ -71,9 +78,9 @@ def _ras_spacing(grid: Grid) -> list[float]:
 
 
 def _planes(
-    image: AnyArray, maps: Mapping[str, IntArray], spacing: Sequence[float], labels: Mapping[str, Values]
+    image: AnyArray, maps: Mapping[str, IntArray], spacing: Sequence[float], labels: Mapping[str, Values | None]
 ) -> list[Plane]:
-    """One plane for a picture (one slice), three for a volume."""
+    """One plane for a picture (one slice), three for a volume; `labels`: values of each class, None for all objects."""
     centre = _centre(maps.get("reference"), maps.get("prediction"))
     low, high = _window(image)
     scaled = np.clip((image - low) / max(high - low, 1e-12) * 255, 0, 255).astype(np.uint8)
@@ -112,20 +119,20 @@ def _centre(*maps: IntArray | None) -> list[int]:
     return [n // 2 for n in shape]
 
 
-def _outlines(maps: Mapping[str, IntArray], labels: Mapping[str, Values]) -> str:
+def _outlines(maps: Mapping[str, IntArray], labels: Mapping[str, Values | None]) -> str:
     paths = []
     for kind in ("reference", "prediction"):
         for number, (name, value) in enumerate(item for item in labels.items() if item[1] != 0):
             if kind in maps:
-                drawn = outline(mask_of(maps[kind], value))
-                colour = COLOURS[number % len(COLOURS)]
-                paths.append(f'<path class="{kind}" stroke="{colour}" d="{drawn}"><title>{name}, {kind}</title></path>')
+                drawn = outline(maps[kind] if value is None else mask_of(maps[kind], value))
+                colour, title = COLOURS[number % len(COLOURS)], f"{html.escape(name)}, {kind}"
+                paths.append(f'<path class="{kind}" stroke="{colour}" d="{drawn}"><title>{title}</title></path>')
     return "".join(path for path in paths if 'd=""' not in path)
 
 
-def outline(mask: BoolArray) -> str:
-    """SVG path along the voxel edges around a mask (rows, columns), in units of pixels."""
-    padded = np.pad(mask.astype(np.int8), 1)
+def outline(plane: BoolArray | IntArray) -> str:
+    """SVG path along the voxel edges around a mask, or each object of a map (rows, columns), in units of pixels."""
+    padded = np.pad(plane.astype(np.int64), 1)
     parts = []
     for row, column, length in _runs(np.diff(padded, axis=0)[:, 1:-1] != 0):
         parts.append(f"M{column} {row}h{length}")

@@ -94,7 +94,7 @@ def _pictures(
     shown: list[dict[str, Any]] = []
     for case in cases[:MOST_PICTURES]:
         planes: list[Plane]
-        planes, note = case_planes(case, labels, base)
+        planes, note = case_planes(case, labels, base, instances=bool(scores.get("instances")))
         shown.append({"case": case, "planes": planes, "note": note})
     return shown
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import numpy as np
 from medunet.data.atomic import write_json, write_text
 from medunet.data.dicom.source import Source
 from medunet.data.grid import Grid
-from medunet.data.index import Index, read_index, read_json
-from medunet.data.labelling import IGNORE, Declared, Values, declared, members
-from medunet.data.volume import aligned, read_label, stem_of, suffix_of
+from medunet.data.index import Index
+from medunet.data.labelling import IGNORE, Declared, Values, members, require_apart
+from medunet.data.volume import aligned, read_label
 from medunet.errors import InputError, MedunetError
 from medunet.evaluation.instances import instance_scores
 from medunet.evaluation.metrics import Value, measure, pixel_accuracy
-from medunet.types import FloatArray, IntArray
+from medunet.evaluation.pairs import dataset_of, declared_beside, pairs_of, predicted_images, refuse_objects
+from medunet.types import AnyArray, FloatArray, IntArray
 
 RESAMPLES, SEED = 2000, 20260101
 NSD_TOLERANCE = 1.0
-_LABEL_ENDS = ("_mask", "_label", "_labels", "_seg")
+_HEADER = "case,class"
 
 
 def case_scores(
@@ -60,7 +62,7 @@ def summarise(
     names = [name for name, value in labels.items() if value != 0]
     metrics = list(dict.fromkeys(metric for case in cases for name in names for metric in case["classes"][name]))
     tables = {metric: _table(cases, names, metric) for metric in metrics}
-    draws = np.random.default_rng(SEED).integers(0, max(1, len(cases)), (RESAMPLES, len(cases)))
+    draws = _draws(len(cases))
     classes: dict[str, Any] = {name: {} for name in names}
     summary: dict[str, Any] = {}
     for metric, table in tables.items():
@@ -82,13 +84,23 @@ def _number(value: Value) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _statistics(table: FloatArray, draws: IntArray) -> dict[str, Any]:
-    """Mean of the class means with its interval, spread over cases, and how many values went in."""
+def _draws(cases: int) -> FloatArray:
+    """How often each resample (a row) drew each case (a column)."""
+    drawn = np.random.default_rng(SEED).integers(0, max(1, cases), (RESAMPLES, cases))
+    places = (drawn + cases * np.arange(RESAMPLES)[:, None]).ravel()
+    return np.bincount(places, minlength=RESAMPLES * cases).reshape(RESAMPLES, cases).astype(np.float64)
+
+
+def _statistics(table: FloatArray, draws: FloatArray) -> dict[str, Any]:
+    """Mean of the class means with its interval, spread over cases, and how many values went in; `draws`: of `_draws`.
+
+    Shapes: (cases, classes), (resamples, cases).
+    """
     defined = ~np.isnan(table)
     if not defined.any():
         return {"mean": None, "ci95": [None, None], "std": None, "median": None, "n": 0, "left_out": int(table.size)}
     filled = np.where(defined, table, 0.0)
-    sums, counts = filled[draws].sum(axis=1), defined[draws].sum(axis=1)
+    sums, counts = draws @ filled, draws @ defined
     with np.errstate(invalid="ignore"):
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     usable = means[~np.isnan(means).all(axis=1)]
@@ -117,27 +129,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a folder (or file) of label maps against references.
 
-    References are label maps of the same names, or a dataset: a datalist, an index JSON, or a folder of DICOM with
-    label objects; its cases belong to the predictions that were made from their images. Where `labels` are not given
-    they are those of the dataset, or of a ``dataset.json`` beside the folder of label maps. A reference without a
-    prediction, and a pair that cannot be compared, is listed under ``failed``. Voxels with the value that `labels`
-    gives for ``ignore``, or else the dataset, count nowhere. With `instances` both number objects: the one class is all
-    of them, under the first name of `labels` (``cell``), with `instance_scores` beside it.
+    References are label maps of the same names, or a dataset: a datalist, an index JSON, a folder of images and labels,
+    or one of DICOM with label objects; its cases belong to the predictions that were made from their images. Where
+    `labels` are not given they are those of the dataset, or of a ``dataset.json`` beside the folder of label maps. What
+    `pairs_of` finds without a prediction, and a pair that cannot be compared, is listed under ``failed``. Voxels with
+    the value that `labels` gives for ``ignore``, or else the dataset unless `labels` names it, count nowhere. With
+    `instances` both number objects: the one class is all of them, under the first name of `labels` (``cell``), with
+    `instance_scores` beside it.
 
     Raises:
-        InputError: a folder is missing, or no pair can be compared.
+        InputError: a folder is missing, values number objects or contradict each other, or no pair can be compared.
     """
-    images = _predicted_images(predictions)
-    dataset = _dataset(references)
-    pairs, failed = _pairs(predictions, references) if dataset is None else _pairs_of(dataset, predictions, images)
-    known = _declared_beside(references) if dataset is None else dataset
-    scored = dict(labels or members(known.labels, known.regions))
-    ignore = _ignored(scored.pop(IGNORE, known.ignore))
+    images, dataset = predicted_images(predictions), dataset_of(references)
+    pairs = pairs_of(predictions, references, dataset, images)
+    failed = pairs.failed
     if instances:
-        scored, ignore = {next(iter(labels or {"cell": 1})): 1}, None
-    scored = scored or _found_labels(pairs, ignore)
+        scored: dict[str, Values] = {next(iter(labels or {"cell": 1})): 1}
+        ignore = None
+    else:
+        scored, ignore = _classes(references, dataset, labels)
+        scored = scored or _found_labels(pairs.found, ignore)
     cases = []
-    for case, (prediction_path, reference_path) in pairs.items():
+    for case, (prediction_path, reference_path) in pairs.found.items():
         try:
             if instances:
                 entry = _score_objects(case, prediction_path, reference_path, scored, nsd_tolerance)
@@ -153,48 +166,37 @@ def evaluate(
         )
     extra = {"labels": scored, "nsd_tolerance_mm": nsd_tolerance, "failed": failed}
     extra |= {} if ignore is None else {"ignore": ignore}
+    extra |= {"instances": True} if instances else {}
+    extra |= {"unpredicted": pairs.unpredicted} if pairs.unpredicted else {}
     return summarise(cases, scored, extra)
+
+
+def _classes(
+    references: Path, dataset: Index | None, labels: Mapping[str, Values] | None
+) -> tuple[dict[str, Values], int | None]:
+    """The classes to score, and the value to ignore: as given, else as the dataset or ``dataset.json`` declares."""
+    given = dict(labels or {})
+    ignore = _ignored(given.pop(IGNORE, None))
+    known: Index | Declared = dataset or Declared()
+    if dataset is None:
+        refuse_objects(references)
+        try:
+            known = declared_beside(references)
+        except InputError:
+            if not given:
+                raise
+    scored = given or members(known.labels, known.regions)
+    named = {value for own in scored.values() for value in ([own] if isinstance(own, int) else own)}
+    if ignore is None and known.ignore not in named:
+        ignore = known.ignore
+    require_apart(ignore, {"background": 0, **scored}, "labels")
+    return scored, ignore
 
 
 def _ignored(value: Values | None) -> int | None:
     if value is None or isinstance(value, int):
         return value
     raise InputError(f"labels: '{IGNORE}' has values {list(value)}; give one whole number")
-
-
-def _dataset(references: Path) -> Index | None:
-    """The dataset that references stand in; None for a folder of label maps or a single one."""
-    if references.is_file() and references.suffix.lower() in (".json", ".csv"):
-        return read_index(references)
-    if references.is_dir() and not _label_files(references) and any(references.iterdir()):
-        return read_index(references)
-    return None
-
-
-def _declared_beside(references: Path) -> Declared:
-    """What the ``dataset.json`` of an MSD or nnU-Net folder says of the values in its folder of label maps."""
-    place = references if references.is_dir() else references.parent
-    path = place.resolve().parent / "dataset.json"
-    content = read_json(path)
-    if not isinstance(content, dict):
-        return Declared()
-    return declared(content.get("labels"), content.get("regions_class_order"), str(path))
-
-
-def _pairs_of(
-    dataset: Index, predictions: Path, images: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, tuple[Path, Path]], list[dict[str, str]]]:
-    """The label of every case whose image a prediction was made from, or which has its name."""
-    made_from = {Source.parse(known["image"][0]).stack(): Path(output) for output, known in images.items()}
-    named = _label_files(predictions)
-    pairs: dict[str, tuple[Path, Path]] = {}
-    failed = [{"id": finding.case, "message": finding.message} for finding in dataset.findings if finding.fatal]
-    for case in (*dataset.training, *dataset.test):
-        paths, label = dataset.paths(case)
-        prediction = made_from.get(Source.parse(paths[0]).stack(), named.get(case.id))
-        if prediction is not None and prediction.is_file() and label is not None:
-            pairs[case.id] = (prediction, label)
-    return pairs, failed
 
 
 def _score_pair(
@@ -218,7 +220,7 @@ def _score_objects(
 ) -> dict[str, Any]:
     reference_path = Source.parse(reference_path).path  # the objects, not the classes that are made of them
     mine, true, grid, paths = _read_pair(case, prediction_path, reference_path)
-    masks = (mine != 0).astype(np.int64), (true != 0).astype(np.int64)
+    masks = (mine != 0).astype(np.uint8), (true != 0).astype(np.uint8)
     scored = case_scores(case, *masks, labels, grid, paths, tolerance)
     scored["classes"][next(iter(labels))].update(instance_scores(mine, true))
     return scored
@@ -233,56 +235,36 @@ def _read_pair(
     prediction = aligned(prediction, reference)
     prediction.grid.require(reference.grid, f"reference {reference_path}", f"{case}: prediction")
     paths = {"prediction": str(prediction_path.resolve()), "reference": str(Source.parse(reference_path).absolute())}
-    return prediction.array[0].astype(np.int64), reference.array[0].astype(np.int64), reference.grid, paths
+    return _whole(prediction.array[0]), _whole(reference.array[0]), reference.grid, paths
 
 
-def _predicted_images(predictions: Path) -> dict[str, dict[str, Any]]:
-    """Images that label maps were made from, and geometry verdicts, from the status file of ``medunet predict``."""
-    try:
-        content = json.loads((predictions / "status.json").read_text(encoding="utf-8"))
-        return {
-            str(predictions / case["output"]): {
-                "image": case["images"], **({"geometry": case["geometry"]} if case.get("geometry") else {}),
-                **({"expected_dice": case["expected_dice"]} if case.get("expected_dice") is not None else {}),
-            }
-            for case in content["cases"]
-        }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _pairs(predictions: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], list[dict[str, str]]]:
-    predicted, true = _label_files(predictions), _label_files(references)
-    if predictions.is_file() and references.is_file():
-        return {stem_of(references): (predictions, references)}, []
-    pairs = {case: (predicted[case], path) for case, path in true.items() if case in predicted}
-    missing = [
-        {"id": case, "message": f"{case}: has no prediction in {predictions}; predict it or remove the reference"}
-        for case in true
-        if case not in predicted
-    ]
-    return pairs, missing
-
-
-def _label_files(place: Path) -> dict[str, Path]:
-    if place.is_file():
-        return {_case_name(place): place}
-    if not place.is_dir():
-        raise InputError(f"{place}: is missing; give a folder of label maps")
-    files = sorted(p for p in place.rglob("*") if p.is_file() and suffix_of(p) and not p.name.startswith("."))
-    return {"/".join((*p.relative_to(place).parent.parts, _case_name(p))): p for p in files}
-
-
-def _case_name(path: Path) -> str:
-    stem = stem_of(path)
-    return next((stem.removesuffix(end) for end in _LABEL_ENDS if stem.endswith(end)), stem)
+def _whole(array: AnyArray) -> IntArray:
+    """The numbers as they are stored, where all of them fit a signed type."""
+    return array if array.dtype.kind in "iu" and np.can_cast(array.dtype, np.int64) else array.astype(np.int64)
 
 
 def _found_labels(pairs: Mapping[str, tuple[Path, Path]], ignore: int | None) -> dict[str, Values]:
     values: set[int] = set()
     for _, reference in pairs.values():
-        values |= {int(value) for value in np.unique(read_label(reference).array)}
+        with suppress(MedunetError):  # a broken one is told when its turn comes
+            values |= {int(value) for value in np.unique(read_label(reference).array)}
     return {f"label_{value}": value for value in sorted(values - {0, ignore})}
+
+
+def require_target(path: Path, references: Path) -> None:
+    """Refuse to write scores to `path` where that, or the CSV beside it, would take the place of something else.
+
+    Raises:
+        InputError: it ends in .csv, is the references, or another kind of CSV lies beside it.
+    """
+    table = path.with_suffix(".csv")
+    if path.suffix.lower() == ".csv":
+        raise InputError(f"{path}: is what the CSV beside the scores is called; give a name such as {path.stem}.json")
+    for target in (path, table):
+        if target.resolve() == references.resolve():
+            raise InputError(f"{target}: are the references and would be overwritten; give another name for the scores")
+    if table.is_file() and table.stat().st_size and not table.read_bytes().startswith(_HEADER.encode()):
+        raise InputError(f"{table}: is no table of scores and would be overwritten; give another name for the scores")
 
 
 def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
@@ -295,7 +277,7 @@ def _csv(scores: Mapping[str, Any]) -> str:
     metrics = list(dict.fromkeys(m for case in scores["cases"] for values in case["classes"].values() for m in values))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "class", *metrics])
+    writer.writerow([*_HEADER.split(","), *metrics])
     for case in scores["cases"]:
         for name, values in case["classes"].items():
             writer.writerow([case["id"], name, *("" if values.get(m) is None else f"{values[m]:.6g}" for m in metrics)])
