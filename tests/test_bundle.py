@@ -257,7 +257,7 @@ def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
 def test_plan_survives_the_bundle(planned_bundle: Path) -> None:
     block = read_plan(str(planned_bundle))
     network = {key: value for key, value in block["network"].items() if key != "_target_"}
-    derived = ("window", "margin", "border")  # what the configs need and the plan implies
+    derived = ("window", "border")  # what the configs need and the plan implies
     plan = Plan.from_json({k: v for k, v in {**block, "network": network}.items() if k not in derived})
     assert metadata(plan)["plan"] == block
 

@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from medunet import verbs
+from medunet.bundle.writer import plan_block
 from medunet.data.volume import read_label
 from medunet.errors import NetworkError, PlanError
 from medunet.inference.backends import make_backend
@@ -291,6 +292,57 @@ def test_any_network_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert made.network["channels"][0] == 5
     assert all(n % 32 == 0 for n in made.patch_size)
     assert made.reasons["network"].endswith("62 parameters")
+
+
+STRANGER = """
+import torch
+from torch import nn
+class Net(nn.Conv3d):
+    spatial_divisor = (4, 4, 4)
+    def __init__(self, in_channels, out_channels, way="same", kernel=1):
+        super().__init__(in_channels, out_channels, kernel)
+        self.way, self.other = way, torch.ones(1)
+        self.margin = (kernel // 2,) * 3
+        if way == "odd":
+            self.spatial_divisor = (3, 3, 3)
+    def fitting_size(self, size):
+        return [max(2, -(-(n - 2) // 4) * 4 + 2) for n in size]
+    def forward(self, x):
+        assert all((n - 2) % 4 == 0 for n in x.shape[2:]), x.shape
+        y = super().forward(x)
+        return {"item": lambda: y * y.sum().item(), "cpu": lambda: y * self.other, "dict": lambda: {"y": y}}.get(
+            self.way, lambda: y)()
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """A plan with somebody's network that takes sizes of 4k + 2; arguments are the network's."""
+    (tmp_path / "sized_stranger.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return lambda **own: plan(make(), Budget(), {"network": {"_target_": "sized_stranger.Net", **own}}, survey)
+
+
+def test_a_network_says_which_sizes_pass_and_what_is_lost(stranger: Callable[..., Plan]) -> None:
+    padded, valid = stranger(), stranger(kernel=5)
+    assert all(n % 4 == 2 for made in (padded, valid) for n in made.patch_size)
+    assert (padded.margin, padded.border) == ((0, 0, 0), "constant")
+    assert (valid.margin, valid.border) == ((2, 2, 2), "mirror")
+    assert plan_block(valid)["margin"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("item", r"network Net cannot be measured with an input of .*item.*; its forward must work without numbers"),
+        ("cpu", "network Net cannot be measured with .*; its forward must work without numbers"),
+        ("dict", "network Net cannot be measured with .* give a tensor or a list"),
+        ("odd", r"takes \[2, 2, 2\] and not \[5, 5, 5\], with a spatial_divisor of \[3, 3, 3\]"),
+    ],
+)
+def test_a_network_that_cannot_be_measured_says_why(stranger: Callable[..., Plan], way: str, words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        stranger(way=way)
 
 
 # --- what the papers say

@@ -102,6 +102,17 @@ def test_strongly_anisotropic_spacing_takes_the_tenth_percentile() -> None:
     assert plan(mixed, Budget()).spacing == (0.8, 0.8, 3.0)
 
 
+@pytest.mark.parametrize("chosen", [{"norm": "instance"}, {"norm": "group"}, {}])
+def test_without_padding_nothing_depends_on_the_whole_patch(chosen: dict[str, str]) -> None:
+    """Instance and group normalisation see all of it: such a plan would be trained, and refused in prediction."""
+    settings = {"padding": "valid", **chosen}
+    if not chosen:
+        assert plan(make(), Budget(), settings).network["norm"] == "batch"
+        return
+    with pytest.raises(PlanError, match=f"norm={chosen['norm']} does not fit padding=valid: .* give norm=batch or"):
+        plan(make(), Budget(), settings)
+
+
 def test_pictures_become_2d() -> None:
     result = plan(make((1.0, 1.0, 1.0), (512, 384, 1), channels=(MR,)), Budget())
     assert result.dims == 2

@@ -92,7 +92,7 @@ def plan_block(plan: Plan) -> dict[str, Any]:
     """The plan as it stands in ``metadata.json``; what the configs refer to as ``@_meta_::plan::...``."""
     block = plan.as_json()
     block["network"] = {"_target_": PLAIN, **block["network"]}
-    return {**block, "window": list(plan.window), "margin": list(plan.margin), "border": plan.border}
+    return {**block, "window": list(plan.window), "border": plan.border}
 
 
 def read_plan(bundle_root: str) -> dict[str, Any]:

@@ -259,9 +259,10 @@ class WindowInferer(Inferer):
         if self._halo is None or self._halo[0] is not network:
             halo = tile_halo(network, 2 if self.flat else 3, channels)
             if halo is None:
+                mend = "plan it with norm batch or none" if any(self._margin) else "take blend: gaussian"
                 raise NetworkError(
-                    "the network's output depends on all of its input (as with instance normalisation), there are no "
-                    "exact tiles; take blend: gaussian"
+                    f"the network's output depends on all of its input (as with instance normalisation), there are no "
+                    f"exact tiles; {mend}"
                 )
             self._halo = (network, halo)
         return self._halo[1]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medunet.errors import NetworkError
-from medunet.networks.receptive import spatial_divisor
+from medunet.errors import MedunetError, NetworkError
+from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor
 from medunet.planning.sizes import Axis
 from medunet.planning.surveyed import Surveyed
 
@@ -46,15 +46,30 @@ def survey(definition: Mapping[str, Any], facts: Mapping[str, Any], patch: Seque
     arguments = json.loads(json.dumps({**filled, **own}))
     network = _built(target, json.dumps(arguments))
     dims = len(patch)
-    axes = getattr(network, "axes", None) or tuple(Axis(n, 0, 0, 1) for n in spatial_divisor(network, dims))
     channels = int(facts["in_channels"])
     return Surveyed(
         name=target.rsplit(".", 1)[-1],
         definition={"_target_": target, **arguments},
         accepts=frozenset(names),
-        axes=tuple(axes),
+        axes=tuple(getattr(network, "axes", None) or _axes(network, dims)),
         parameters=sum(p.numel() for p in network.parameters()),
         held=lambda size: held(network, channels, tuple(size)),
+    )
+
+
+def _axes(network: nn.Module, dims: int) -> tuple[Axis, ...]:
+    """Sizes along each axis by what the network says: its smallest input, larger by its divisor from then on."""
+    steps, margins = spatial_divisor(network, dims), output_margin(network, dims)
+    smallest = fitting_size(network, [1 + 2 * margin for margin in margins])
+    larger = tuple(size + step for size, step in zip(smallest, steps, strict=True))
+    if fitting_size(network, larger) != larger:
+        raise NetworkError(
+            f"network {type(network).__name__} takes {list(smallest)} and not {list(larger)}, with a spatial_divisor "
+            f"of {list(steps)}; give it the one by which its fitting_size grows"
+        )
+    return tuple(
+        Axis(step, more=size - step, less=2 * margin - (size - step), least=1)
+        for step, margin, size in zip(steps, margins, smallest, strict=True)
     )
 
 
@@ -92,13 +107,22 @@ def _built(target: str, arguments: str) -> nn.Module:
 def _peak(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
     """The most bytes alive during a forward and backward pass, and the number of logits."""
     image = torch.empty(shape, device="meta")
-    with _Alive([image, *network.parameters(), *network.buffers()]) as alive:
-        made = network(image)
-        outputs: list[Tensor] = [made] if isinstance(made, Tensor) else list(made)
-        logits = sum(output.numel() for output in outputs)
-        torch.stack([output.sum() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
-        del made, outputs
-    network.zero_grad(set_to_none=True)
+    try:
+        with _Alive([image, *network.parameters(), *network.buffers()]) as alive:
+            made = network(image)
+            outputs: list[Tensor] = [made] if isinstance(made, Tensor) else list(made)
+            logits = sum(output.numel() for output in outputs)
+            torch.stack([output.sum() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+            del made, outputs
+    except MedunetError:
+        raise
+    except Exception as error:
+        raise NetworkError(
+            f"network {type(network).__name__} cannot be measured with an input of {list(shape)}: {error}; its forward "
+            f"must work without numbers (no .item(), all tensors parameters or buffers) and give a tensor or a list"
+        ) from error
+    finally:
+        network.zero_grad(set_to_none=True)
     return alive.peak + image.nbytes, logits
 
 

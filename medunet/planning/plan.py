@@ -174,11 +174,13 @@ class _Draft:
             deep_supervision=supervision,
             dropout=float(self.chosen.get("dropout", 0.0)),
             checkpointing=bool(self.chosen.get("checkpointing", False)),
-            norm=self.chosen.get("norm", "instance"),
+            norm=self.chosen.get("norm", "batch" if valid else "instance"),
             downsample=self.chosen.get("downsample", "pooled" if valid else "strided"),
             padding="valid" if valid else "same",
         )
         network = self._descendant(shape, frame, patch)
+        norm = network.definition.get("norm", "") if isinstance(network, Surveyed) else network.norm
+        settings.require_local(network.padding, str(norm))
         return network, self._fitted(patch, network)
 
     def _descendant(self, shape: NetworkShape, frame: geometry.Frame, patch: tuple[int, ...]) -> Network:
@@ -276,6 +278,7 @@ class _Draft:
             reasons=dict(sorted(self.reasons.items())),
             regions=dict(self.data.regions),
             ignore=self.data.ignore,
+            margin=(*(axis.margin for axis in network.axes), *(0,) * (3 - frame.dims)),
         )
 
     def _label_reasons(self) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medunet.errors import PlanError
-from medunet.planning.sizes import axes_of
 
 DEFAULT_MEMORY = 8_000_000_000
 MEANING = ("channels", "orientation", "spacing", "normalization", "labels", "regions", "ignore")
@@ -65,15 +64,8 @@ class Plan:
     """Of labels that may overlap: the values of label maps that belong to each; `labels` has those that are written."""
     ignore: int | None = None
     """The value in label maps of voxels that nobody annotated."""
-
-    @property
-    def margin(self) -> tuple[int, ...]:
-        """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
-        net = self.network
-        if net.get("padding", "same") == "same":
-            return (0, 0, 0)
-        axes = axes_of(net["strides"], net["kernel_sizes"], net["convs_per_level"], net.get("padding", "same"))
-        return (*(axis.margin for axis in axes), *(0,) * (3 - self.dims))
+    margin: tuple[int, ...] = (0, 0, 0)
+    """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
 
     @property
     def border(self) -> str:

@@ -199,6 +199,15 @@ def require_passes(patch: Sequence[int], axes: Sequence[Axis]) -> None:
         )
 
 
+def require_local(padding: str, norm: str) -> None:
+    """Raise a PlanError unless a network without padding depends on no more than its margin shows."""
+    if padding == "valid" and norm in ("instance", "group"):
+        raise PlanError(
+            f"plan setting norm={norm} does not fit padding=valid: every voxel would depend on the whole patch, and "
+            f"what tiles give would not fit together; give norm=batch or norm=none"
+        )
+
+
 def require_schemes(schemes: Sequence[Mapping[str, Any]], channels: Sequence[str]) -> None:
     """Raise a PlanError unless there is a complete normalisation scheme per channel."""
     if len(schemes) != len(channels):
