@@ -19,6 +19,7 @@ import medunet.cli.main as cli
 from medunet.cli import options
 from medunet.cli.printing import Printer
 from medunet.data.volume import read_label, read_volume, write_image, write_label
+from medunet.errors import MedunetError
 from tests.dicom_phantom import make_series
 
 Run = Callable[..., tuple[int, str, str]]
@@ -180,6 +181,17 @@ def test_options_of_a_plan_win_over_its_overlays(tmp_path: Path) -> None:
     budget, chosen = options.plan_options(None, "cpu", "8GB", nothing, [str(overlay)], ["base_channels=16"])
     assert (budget.memory, budget.device, chosen) == (8 * 10**9, "cpu", {"base_channels": 16})
     assert options.plan_options(None, "cpu", None, nothing, [], [])[0].memory == 8 * 10**9
+
+
+def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
+    text = "{a: [1e-3, -2E+4, .5e1], b: {c: 1e3}, d: [7, 1.0e-4, '1e-3', 1e, v1e3, 1.2.3, 010, 09]}"
+    wanted = {"a": [0.001, -20000.0, 5.0], "b": {"c": 1000.0}, "d": [7, 0.0001, "1e-3", "1e", "v1e3", "1.2.3", 8, "09"]}
+    assert options.parse_settings(["optimizer::lr=1e-3", f"x={text}"]) == {"optimizer::lr": 0.001, "x": wanted}
+    (tmp_path / "o.yaml").write_text(f"x: {text}\n")
+    assert options.read_overlay(str(tmp_path / "o.yaml"), "run") == {"x": wanted}
+    assert isinstance(options.parse_settings(["seed=7"])["seed"], int)
+    with pytest.raises(MedunetError, match="the value is not valid YAML"):
+        options.parse_settings(["x=!!python/name:os.system"])
 
 
 def test_places_that_cannot_be_written_are_named(run: Run, trained_bundle: Path, dataset: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,23 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise MedunetError(f"--set {pair}: is not KEY=VALUE; give for example --set patch_size=[96,96,64]")
         try:
-            values[key.strip()] = yaml.safe_load(text)
+            values[key.strip()] = yaml.load(text, Loader=_loader())
         except yaml.YAMLError as error:
             raise MedunetError(f"--set {pair}: the value is not valid YAML ({error}); quote it") from error
     return values
+
+
+@cache
+def _loader() -> Any:
+    """YAML's safe loader, which reads ``1e-3`` as the number that it is in YAML 1.2; in YAML 1.1 it is text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """With the exponents of YAML 1.2 (section 10.3.2) beside those of 1.1."""
+
+    floats = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+.0123456789"))
+    return Loader
 
 
 def fold(text: str) -> int | str:
@@ -110,7 +124,7 @@ def read_overlay(name: str, kind: str) -> dict[str, Any]:
     if not path.is_file():
         path = _shipped(name, kind)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except yaml.YAMLError as error:
         raise PlanError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); mend it") from error
     if not isinstance(content, dict):
