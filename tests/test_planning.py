@@ -105,7 +105,7 @@ def test_strongly_anisotropic_spacing_takes_the_tenth_percentile() -> None:
 @pytest.mark.parametrize("chosen", [{"norm": "instance"}, {"norm": "group"}, {}])
 def test_without_padding_nothing_depends_on_the_whole_patch(chosen: dict[str, str]) -> None:
     """Instance and group normalisation see all of it: such a plan would be trained, and refused in prediction."""
-    settings = {"padding": "valid", **chosen}
+    settings = {"padding": "valid", "max_levels": 2, "base_channels": 4, **chosen}
     if not chosen:
         assert plan(make(), Budget(), settings).network["norm"] == "batch"
         return
