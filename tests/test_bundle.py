@@ -19,7 +19,7 @@ import yaml
 
 from medunet.bundle import read_plan
 from medunet.bundle.running import load_workflow, train_bundle
-from medunet.bundle.writer import CONFIGS, metadata, template, write_bundle
+from medunet.bundle.writer import CONFIGS, _quoted, metadata, template, write_bundle
 from medunet.data.volume import read_label
 from medunet.errors import BundleError
 from medunet.planning import Plan
@@ -68,6 +68,14 @@ def test_the_configs_are_the_shipped_texts_but_for_the_dataset_folder(planned_bu
         lines = (planned_bundle / "configs" / name).read_text().splitlines()
         differing = [line for line in zip(lines, template(name).splitlines(), strict=True) if line[0] != line[1]]
         assert all(ours.startswith("dataset_dir:") for ours, _ in differing)
+
+
+@pytest.mark.parametrize("path", ["/data/Zürich 𝔸 😀", 'C:\\new\\"x"', "/a/\udc80", "/a/\x85\u2028\x7f", "/plain #1"])
+def test_any_path_comes_back_from_the_configs(path: str) -> None:
+    text = f"dataset_dir: {_quoted(path)}        # the folder\n"
+    assert yaml.safe_load(text) == {"dataset_dir": path}
+    assert "Zürich" in text or "Zürich" not in path
+    text.encode("utf-8")
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train.yaml", "train"), ("inference.yaml", "infer")])

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import medunet.cli.main as cli
+from medunet import verbs
 from medunet.cli import options
 from medunet.cli.printing import Printer
 from medunet.data.volume import read_label, read_volume, write_image, write_label
@@ -429,6 +430,14 @@ def test_what_to_look_at_first_includes_what_is_expected_to_be_wrong(capsys: pyt
     results = [SimpleNamespace(name=name, state="done", expected_dice=dice) for name, dice in expected.items()]
     Printer().done(results, Path("out"))
     assert "look first at wrong, doubtful: expected" in capsys.readouterr().out
+
+
+def test_a_stop_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*words: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "index", stop)
+    assert run("index", "x") == (130, "", "medunet: stopped\n")
 
 
 def test_debug_shows_the_trace_back(run: Run, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from trust_forging import files_of, forged, pickled_call, sha256
 
 import medunet
 from medunet import verbs
+from medunet.bundle import packing
 from medunet.bundle.facts import commit_of
 from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
@@ -121,6 +122,8 @@ def test_only_what_is_listed_leaves_the_house(trained_bundle: Path, phantom_data
         (bundle / "models" / "compiled" / f"{number}.bin").write_text("x")
     (bundle / "notes.ipynb").write_text("{}")
     (bundle / "docs" / "link.md").symlink_to(bundle / "LICENSE")
+    (bundle / "reference").mkdir()
+    (bundle / "reference" / "mine.nii").write_text("x")
     said: list[str] = []
     verbs.pack(bundle, tmp_path / "b.zip", say=said.append)
     files = files_of(tmp_path / "b.zip")
@@ -131,9 +134,18 @@ def test_only_what_is_listed_leaves_the_house(trained_bundle: Path, phantom_data
     told = "\n".join(said)
     for words in (
         "eval/ stays here", "left out: notes.ipynb", "left out: .secret", "5 files in models/compiled",
-        "left out: docs/link.md (is a link)", "configs/train.yaml: dataset_dir is blank", "models/checkpoint_last.pt",
+        "left out: docs/link.md (is a link)",
+        "left out: reference/mine.nii", "configs/train.yaml: dataset_dir is blank", "models/checkpoint_last.pt",
     ):  # fmt: skip
         assert words in told
+
+
+def test_means_of_one_case_are_told() -> None:
+    few, many = {"fold": 0, "cases": 1}, {"fold": 1, "cases": 3}
+    first, second = packing._of_few({"seen": {"cases": 2}}, {"folds": [few, many]})
+    assert first.startswith("note: docs/scores.json: fold 0 is of 1 case(s)")
+    assert second.startswith("note: configs/metadata.json: the ranges in plan seen are of 2 case(s)")
+    assert list(packing._of_few({"seen": {"cases": 3}}, {"folds": [many]})) == []
 
 
 def test_the_commit_is_read_as_git_keeps_it(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medunet.trust.findings import Finding
 from medunet.trust.gate import leaks
+from medunet.trust.gate.mending import blank_dataset_dir
 from medunet.trust.gate.release import examine_release, fix_release
 
 ID = "STS_017_MR_T1"
@@ -830,11 +831,28 @@ def test_mending_leaves_what_it_cannot_judge(tmp_path: Path) -> None:
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / ".hidden").write_text("x")
     (tmp_path / "a.yaml").write_text("text: 'a # b hidden_042'\n")
-    (tmp_path / "a.json").write_text('{"dataset_dir": "/home/jane/x", "cases": [{"id": 1}]}')
+    (tmp_path / "a.json").write_text('{"path": "/home/jane/x", "cases": [{"id": 1}]}')
     findings = examine_release(tmp_path, INDEX)
     assert set(fix_release(tmp_path, findings)) == set(findings)
     assert (tmp_path / "eval" / ".hidden").exists()
     assert (tmp_path / "a.yaml").read_text() == "text: 'a # b hidden_042'\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("dataset_dir: /data/my patients  # here\nx: 1\n", 'dataset_dir: ""  # here\nx: 1\n'),
+        ("dataset_dir: /a,b#c\n", 'dataset_dir: ""\n'),
+        ("dataset_dir: 'it''s'\n", 'dataset_dir: ""\n'),
+        ("dataset_dir: /a\n  b\nx: 1\n", 'dataset_dir: ""\nx: 1\n'),
+        ("dataset_dir: >-\n  /a\n  b\nx: 1\n", 'dataset_dir: ""\nx: 1\n'),
+        ('{"dataset_dir": "/a", "x": 1}', '{"dataset_dir": "", "x": 1}'),
+        ("x:\n  dataset_dir: '@dataset_dir'\n", "x:\n  dataset_dir: '@dataset_dir'\n"),
+        ("dataset_dir: [/a\n", "dataset_dir: [/a\n"),
+    ],
+)
+def test_a_path_is_blank_however_it_is_written(before: str, after: str) -> None:
+    assert blank_dataset_dir(before) == after
 
 
 def test_a_finding_says_what_and_what_to_do(tmp_path: Path) -> None:

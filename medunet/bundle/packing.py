@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -38,11 +37,12 @@ from medunet.trust.archive.slices import Slice
 from medunet.trust.archive.strictjson import canonical
 from medunet.trust.archive.weights_file import read_torch, write_safetensors
 from medunet.trust.archive.zipform import measure, write_archive
+from medunet.trust.card.summary import FEWEST
 from medunet.trust.findings import Finding
+from medunet.trust.gate.mending import blank_dataset_dir
 
 _MADE = {MANIFEST, SBOM, PROVENANCE, SCORES, DATA, MODEL, TENSORS, QUALITY, COMPONENTS}
 _PRIVATE = "eval"
-_DATASET = re.compile(r'(?m)^dataset_dir: *("(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[^\s#]\S*)')
 _PLAN_PAGE = "## The plan, with its reasons"
 _EACH = 3  # files left out of one folder that are named one by one
 
@@ -113,7 +113,18 @@ def _stage(bundle: Path, staging: Path, say: Say) -> dict[str, Any]:
     }
     for name, data in files.items():
         _put(staging / name, data)
+    for line in _of_few(content["plan"], json.loads(files.get(SCORES, b"{}"))):
+        say(line)
     return content
+
+
+def _of_few(plan: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
+    """What is of so few cases that it as good as describes one of them."""
+    for fold in scores.get("folds", ()):
+        if (cases := fold.get("cases", FEWEST)) < FEWEST:
+            yield f"note: {SCORES}: fold {fold['fold']} is of {cases} case(s), its means as good as show single ones"
+    if (cases := plan.get("seen", {}).get("cases", FEWEST)) < FEWEST:
+        yield f"note: {METADATA}: the ranges in plan seen are of {cases} case(s) and as good as show single ones"
 
 
 def _metadata(bundle: Path) -> dict[str, Any]:
@@ -146,7 +157,9 @@ def _chosen(bundle: Path, say: Say) -> list[str]:
     chosen, left = [], []
     for path in sorted(bundle.rglob("*")):
         name = path.relative_to(bundle).as_posix()
-        if name.startswith("reference/") or name in _MADE or (path.is_dir() and not path.is_symlink()):
+        if name in _MADE or (path.is_dir() and not path.is_symlink()):
+            continue
+        if name.startswith("reference/") and purpose(name):  # made anew
             continue
         if name.split("/")[0] == _PRIVATE:
             continue
@@ -176,7 +189,7 @@ def _blank_paths(staging: Path, say: Say) -> None:
     """``dataset_dir`` says where somebody keeps their patients: it is empty in the packed copy."""
     for path in sorted((staging / "configs").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        blank = _DATASET.sub('dataset_dir: ""', text)
+        blank = blank_dataset_dir(text)
         if blank != text:
             path.write_text(blank, encoding="utf-8", newline="\n")
             say(f"configs/{path.name}: dataset_dir is blank in the archive, a path is private")

@@ -49,7 +49,7 @@ def write_bundle(plan: Plan, index: Index, fingerprint: Fingerprint, folder: Pat
 def _contents(plan: Plan, index: Index, fingerprint: Fingerprint) -> dict[str, str]:
     """Every file of a planned bundle by its path."""
     facts = {"name": index.name, "licence": index.licence, "reference": index.reference}
-    configs = {f"configs/{name}": template(name).replace("DATASET_DIR", json.dumps(index.root)) for name in CONFIGS}
+    configs = {f"configs/{name}": template(name).replace("DATASET_DIR", _quoted(index.root)) for name in CONFIGS}
     return {
         **configs,
         "configs/metadata.json": json_text(metadata(plan)),
@@ -59,6 +59,12 @@ def _contents(plan: Plan, index: Index, fingerprint: Fingerprint) -> dict[str, s
         f"{_PRIVATE}/index.json": json_text({**index.as_json(), "root": ""}),
         f"{_PRIVATE}/fingerprint.json": json_text(fingerprint.as_json()),
     }
+
+
+def _quoted(path: str) -> str:
+    """A path as YAML text: readable, and of other escapes than JSON's, which are pairs beyond 65,535."""
+    text = json.dumps(path, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
 
 
 def metadata(plan: Plan) -> dict[str, Any]:

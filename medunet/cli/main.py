@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 state = Printer()
+_STOPPED = 130  # by Ctrl-C
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="dataset folder, datalist file or index JSON")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="bundle folder")]
@@ -256,11 +257,12 @@ sharing.register(app, state)
 def main() -> None:
     """Entry point; a user sees one sentence and an exit code, a trace-back only with ``--debug``."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)  # typer gives the code of a Ctrl-C, older ones an Abort
+        sys.exit(_fail("stopped", code) if code == _STOPPED else code)
     except MedunetError as error:
         sys.exit(_fail(error, error.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(_fail("stopped", 130))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_fail("stopped", _STOPPED))
     except Exception as error:
         sys.exit(_unexpected(error))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import re
 import shutil
 import struct
 import tempfile
@@ -20,11 +19,24 @@ from medunet.trust.findings import Finding
 from medunet.trust.gate.headers import jpeg_segments, nifti_fields
 from medunet.trust.gate.texts import comment_start
 
+_MAPPINGS = (".yaml", ".yml", ".json")
 _GONE = {"hidden-file", "event-file", "training-log"}
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME")
-_DATASET_DIR = re.compile(
-    r"""^(\s*["']?dataset_dir["']?\s*:\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^#\s,][^#\n,]*?)(\s*(?:#.*|,)?\s*)$"""
-)
+_DATASET_DIR = "dataset_dir"
+
+
+def blank_dataset_dir(text: str) -> str:
+    """YAML or JSON with an empty ``dataset_dir``, however its path is written; as it was where that cannot be read."""
+    try:
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError:
+        return text
+    pairs = [pair for node in nodes if isinstance(node, yaml.MappingNode) for pair in node.value]
+    for key, value in reversed(pairs):
+        if key.value == _DATASET_DIR and isinstance(value, yaml.ScalarNode) and value.value:
+            start, end = value.start_mark.index, value.end_mark.index
+            text = text[:start] + '""' + "\n" * (text[end - 1] == "\n") + text[end:]
+    return text
 
 
 def mend(root: Path, findings: Sequence[Finding]) -> set[Finding]:
@@ -57,7 +69,7 @@ def _mend_file(path: Path, findings: Sequence[Finding]) -> set[Finding]:
     keyed: Callable[[str], set[Finding]] = lambda start: {f for f in findings if f.place.key.startswith(start)}  # noqa: E731
     with path.open("rb") as stream:
         head = stream.read(8)
-    if suffix in (".yaml", ".yml", ".json", ".conf", ".ini", ".cfg"):
+    if suffix in (*_MAPPINGS, ".conf", ".ini", ".cfg"):
         return _mend_config(path, findings)
     if head.startswith(b"\x89PNG") and (own := keyed("chunk ") | keyed("after the end")):
         _rewrite(path, _png_without_text)
@@ -168,13 +180,16 @@ def _mend_config(path: Path, findings: Sequence[Finding]) -> set[Finding]:
     done = set()
     for finding in findings:
         number = finding.place.line - 1
-        if not 0 <= number < len(lines):
+        if not 0 <= number < len(lines) or _key(finding) != "comment":
             continue
-        changed = _without(lines[number], finding, path.suffix.lower())
+        changed = _without_comment(lines[number], path.suffix.lower())
         if changed is not None:
             lines[number] = changed
             done.add(finding)
-    after = "\n".join(lines)
+    uncommented = "\n".join(lines)
+    after = blank_dataset_dir(uncommented) if path.suffix.lower() in _MAPPINGS else uncommented
+    if after != uncommented:
+        done |= {finding for finding in findings if _key(finding) == _DATASET_DIR}
     if not done or _values(path, before) != _values(path, after):
         return set()
 
@@ -185,22 +200,23 @@ def _mend_config(path: Path, findings: Sequence[Finding]) -> set[Finding]:
     return done
 
 
-def _without(line: str, finding: Finding, suffix: str) -> str | None:
-    """The line without what was found; None where that is not safe."""
-    if finding.place.key.split(" (")[0] == "comment" and suffix != ".json":
-        if suffix in (".conf", ".ini", ".cfg"):
-            return "" if line.lstrip().startswith(("#", ";")) or not line else None
-        start = comment_start(line)
-        return line if start is None else line[:start].rstrip()
-    match = _DATASET_DIR.match(line)
-    if finding.place.key.split(" (")[0] == "dataset_dir":
-        return f'{match.group(1)}""{match.group(3)}' if match else line if '""' in line else None
-    return None
+def _key(finding: Finding) -> str:
+    return finding.place.key.split(" (")[0]
+
+
+def _without_comment(line: str, suffix: str) -> str | None:
+    """The line without its comment; None where that is not safe."""
+    if suffix == ".json":
+        return None
+    if suffix in (".conf", ".ini", ".cfg"):
+        return "" if line.lstrip().startswith(("#", ";")) or not line else None
+    start = comment_start(line)
+    return line if start is None else line[:start].rstrip()
 
 
 def _values(path: Path, text: str) -> object:
     """What a config says, but for ``dataset_dir``."""
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+    if path.suffix.lower() not in _MAPPINGS:
         return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", ";"))]
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
@@ -211,7 +227,7 @@ def _values(path: Path, text: str) -> object:
 
 def _leaves(node: yaml.Node, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, yaml.ScalarNode):
-        yield key, "" if key == "/dataset_dir" else node.value
+        yield key, "" if key == f"/{_DATASET_DIR}" else node.value
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             yield from _leaves(item, f"{key}/{number}")
