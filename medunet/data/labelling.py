@@ -126,13 +126,13 @@ def require_consistent(known: Declared, where: str) -> None:
     _require_visible(known.regions, where)
 
 
-def require_apart(ignore: int | None, named: Mapping[str, Values], where: str) -> None:
+def require_apart(ignore: int | None, named: dict[str, Values], where: str) -> None:
     """Refuse a value of voxels that nobody annotated which is that of a class or region too.
 
     Raises:
         DatasetError: with what, where, got and do.
     """
-    for name, values in named.items():
+    for name, values in reversed(named.items()):  # of regions in each other, the smallest
         if ignore in _listed(values):
             raise DatasetError(
                 f"{where}: '{IGNORE}' has value {ignore}, which is that of '{name}' too; give it a value of its own"
