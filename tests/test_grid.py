@@ -63,11 +63,16 @@ def test_a_shift_is_noticed(grid: Grid, voxels: float) -> None:
         ((2, 2), np.eye(4), "three positive numbers"),
         ((2, 2, 2), np.full((4, 4), np.nan), "finite 4x4"),
         ((2, 2, 2), np.diag([1, 0, 1, 1]), "singular"),
+        ((2, 2, 2), [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "singular"),
     ],
 )
 def test_impossible_grids_are_refused(shape: tuple[int, ...], affine: np.ndarray, words: str) -> None:
     with pytest.raises(GeometryError, match=words):
         Grid(shape, affine)
+
+
+def test_voxels_of_an_electron_microscope_make_a_grid() -> None:
+    assert Grid.from_spacing((9, 9, 2), (7e-7, 7e-7, 5e-5)).axcodes == "RAS"
 
 
 def test_require_names_both_grids() -> None:

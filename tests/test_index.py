@@ -19,10 +19,12 @@ from PIL import Image
 
 from medunet import verbs
 from medunet.data.examine import examine
+from medunet.data.grid import Grid
 from medunet.data.index import Case, Index, read_index
 from medunet.data.phantom import make_phantom
 from medunet.data.volume import write_image, write_label
 from medunet.errors import DatasetError
+from medunet.planning import fingerprint
 
 names = st.text("abcdefghij0123456789_-", min_size=1, max_size=12)
 
@@ -200,6 +202,18 @@ def test_pictures_with_rgb_and_an_empty_label(tmp_path: Path) -> None:
     assert checked.labels == {"background": 0, "label_255": 255}
     assert measured[0].shape == (30, 20, 1)
     assert [f.kind for f in checked.findings] == ["pixel size", "empty label"]
+    assert fingerprint(checked, measured).pictures
+
+
+def test_a_single_slice_of_a_volume_file_is_no_picture(tmp_path: Path) -> None:
+    """Its axes are a patient's."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    sagittal = Grid((16, 20, 1), np.array([[0, 0, 1.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]))
+    write_image(tmp_path / "images" / "a.nii.gz", np.random.default_rng(0).random((16, 20, 1), np.float32), sagittal)
+    write_label(tmp_path / "labels" / "a.nii.gz", np.ones((16, 20, 1), np.uint8), sagittal)
+    found = fingerprint(*examine(read_index(tmp_path)))
+    assert (found.pictures, found.shapes) == (False, ((1, 16, 20),))
 
 
 def test_nothing_recognised_lists_the_layouts(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medunet import verbs
+from medunet.data.grid import Grid
+from medunet.data.resampling import network_grid
 from medunet.errors import PlanError
 from medunet.networks import UNet
 from medunet.planning import Budget, Fingerprint, Plan, plan
@@ -31,19 +33,20 @@ def make(
     cases: int = 20,
     channels: tuple[ChannelIntensity, ...] = (CT,),
     labels: tuple[str, ...] = ("background", "liver"),
+    pictures: bool = False,
 ) -> Fingerprint:
     named = {name: number for number, name in enumerate(labels)}
     return Fingerprint(
         name="t", digest="d", cases=cases, channels=channels, labels=named, spacings=(spacing,) * cases,
         shapes=(shape,) * cases, class_voxels=dict.fromkeys(labels, 1), class_cases=dict.fromkeys(labels, cases),
-        pictures=shape[2] == 1,
+        pictures=pictures,
     )  # fmt: skip
 
 
 fingerprints = st.builds(
     make,
     spacing=st.tuples(*[st.floats(0.3, 8).map(lambda v: round(v, 3))] * 3),
-    shape=st.tuples(st.integers(8, 400), st.integers(8, 400), st.integers(1, 300)),
+    shape=st.tuples(st.integers(8, 400), st.integers(8, 400), st.integers(1, 300)).flatmap(st.permutations).map(tuple),
     cases=st.integers(1, 60),
     channels=st.sampled_from([(CT,), (MR,), (MR, CT)]),
     labels=st.sampled_from([("background", "a"), ("background", "left kidney", "right kidney")]),
@@ -64,6 +67,7 @@ def test_every_plan_fits_its_network_and_its_budget(data: Fingerprint, device: s
     assert result.memory_estimate <= budget.memory
     assert result.batch_size >= 1
     assert len(result.window) == 3
+    assert result.dims == 3 or min(result.seen["median_shape"][:2]) >= 8, "a network in 2D sees whole slices"
     assert sorted("RLAPSI".index(c) // 2 for c in result.orientation) == [0, 1, 2]
     assert set(result.reasons) >= {"dims", "spacing", "patch_size", "batch_size", "network", "normalization"}
     assert all(result.reasons.values())
@@ -114,7 +118,7 @@ def test_without_padding_nothing_depends_on_the_whole_patch(chosen: dict[str, st
 
 
 def test_pictures_become_2d() -> None:
-    result = plan(make((1.0, 1.0, 1.0), (512, 384, 1), channels=(MR,)), Budget())
+    result = plan(make((1.0, 1.0, 1.0), (512, 384, 1), channels=(MR,), pictures=True), Budget())
     assert result.dims == 2
     assert result.mirror_axes == (0, 1)
     assert len(result.patch_size) == 2
@@ -140,9 +144,28 @@ def test_pictures_become_2d() -> None:
 def test_left_and_right_are_not_mirrored(names: list[str], sided: str | None, depth: int) -> None:
     """In volumes and in pictures, such as radiographs."""
     shape = (160, 160, depth)
-    result = plan(make(shape=shape, channels=(MR,), labels=("background", *names)), Budget())
+    data = make(shape=shape, channels=(MR,), labels=("background", *names), pictures=depth == 1)
+    result = plan(data, Budget())
     assert result.mirror_axes == (() if sided else (0,) if depth > 1 else (0, 1))
     assert (f"label '{sided}' tells left from right" in result.reasons["mirror_axes"]) == (sided is not None)
+
+
+@pytest.mark.parametrize(("axis", "codes"), [(0, "ASR"), (1, "RSA"), (2, "RAS")])
+def test_single_slices_are_seen_as_slices_in_any_direction(axis: int, codes: str) -> None:
+    shape = [256, 240, 256]
+    shape[axis] = 1
+    result = plan(make((1.0, 1.0, 1.0), (shape[0], shape[1], shape[2])), Budget())
+    assert (result.dims, result.orientation) == (2, codes)
+    assert min(result.patch_size) > 200
+    assert result.mirror_axes == (() if axis == 0 else (0,)), "anatomy, not a picture"
+
+
+@pytest.mark.parametrize("pixel", [0.00025, 0.0000325, 0.00065, 0.0846667])
+def test_pixels_of_microscopes_and_printers_keep_their_size(pixel: float) -> None:
+    result = plan(make((pixel, pixel, 1.0), (4000, 3000, 1), channels=(MR,), pictures=True), Budget())
+    assert result.spacing == (pixel, pixel, 1.0)
+    native = Grid.from_spacing((4000, 3000, 1), (pixel, pixel, 1.0))
+    assert network_grid(native, result.orientation, result.spacing) == native, "nothing is interpolated"
 
 
 def test_ct_uses_the_foreground_and_others_their_own_scale() -> None:

@@ -17,6 +17,7 @@ from medunet.types import Affine, FloatArray, Shape, Spacing
 
 _POSITIVE = "RAS"
 _NEGATIVE = "LPI"
+_FLAT = 1e-9  # of unit edges: three voxel axes that span less are in one plane, however small the voxels are
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class Grid:
             raise GeometryError(f"grid shape {shape} is not three positive numbers")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(f"affine is not a finite 4x4 matrix: {affine.tolist()}")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
             raise GeometryError(f"affine is singular (a voxel axis has no length or two coincide): {affine.tolist()}")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)

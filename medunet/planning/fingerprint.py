@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from medunet.data.dicom.source import Source
 from medunet.data.examine import Measurement
 from medunet.data.index import Index
+from medunet.data.pictures import SUFFIXES
 from medunet.errors import PlanError
 
 _WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
@@ -97,15 +99,30 @@ def fingerprint(index: Index, measurements: Sequence[Measurement]) -> Fingerprin
         cases=len(measurements),
         channels=tuple(_channel(name, number, measurements) for number, name in enumerate(index.channels)),
         labels=dict(index.labels),
-        spacings=tuple(tuple(round(float(s), 6) for s in row) for row in spacings),
+        spacings=tuple(significant(row) for row in spacings),
         shapes=tuple(tuple(int(n) for n in row) for row in shapes),
         class_voxels={name: sum(_voxels(m, values) for m in measurements) for name, values in named.items()},
         class_cases={name: sum(_voxels(m, values) > 0 for m in measurements) for name, values in named.items()},
-        pictures=all(m.shape[2] == 1 for m in measurements),
+        pictures=_all_pictures(index) and all(m.shape[2] == 1 for m in measurements),
         regions=dict(index.regions),
         ignore=index.ignore,
         ignored_voxels=0 if index.ignore is None else sum(_voxels(m, [index.ignore]) for m in measurements),
     )
+
+
+def significant(lengths: Sequence[float]) -> tuple[float, ...]:
+    """Lengths with six digits: more than scanners write, and as many for a micrometre as for a millimetre.
+
+    >>> significant([0.800000011920929, 0.00025])
+    (0.8, 0.00025)
+    """
+    return tuple(float(f"{length:.6g}") for length in lengths)
+
+
+def _all_pictures(index: Index) -> bool:
+    """Whether every image is a picture file; a single slice of NIfTI or DICOM has anatomical axes, in any direction."""
+    names = [Source.parse(image).path.name.lower() for case in index.training for image in case.images]
+    return all(name.endswith(SUFFIXES) for name in names)
 
 
 def _voxels(measurement: Measurement, values: Sequence[int]) -> int:

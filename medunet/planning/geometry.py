@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medunet.planning.fingerprint import Fingerprint
+from medunet.planning.fingerprint import Fingerprint, significant
 from medunet.planning.sizes import Axis
 
 _ANISOTROPIC = 3.0  # nnU-Net's threshold between the coarsest and the finest axis
@@ -49,7 +49,7 @@ def choose_dims(data: Fingerprint) -> tuple[int, str]:
 def target_spacing(data: Fingerprint) -> tuple[tuple[float, ...], str]:
     """Median per axis; the 10th percentile along the coarsest axis of strongly anisotropic data (nnU-Net).
 
-    R, A, S order, rounded to 0.001 mm. As in nnU-Net, data is strongly anisotropic when one axis is more than three
+    R, A, S order, with six digits. As in nnU-Net, data is strongly anisotropic when one axis is more than three
     times coarser than another, in mm per voxel as well as in voxels, and that axis never becomes finer than the rest.
     """
     spacing = list(data.median_spacing)
@@ -61,20 +61,32 @@ def target_spacing(data: Fingerprint) -> tuple[tuple[float, ...], str]:
     if rough and flat:
         fine = max(data.percentile_spacing(worst, 10), max(spacing[a] for a in others))
         spacing[worst] = fine
-        return _rounded(spacing), f"median spacing; 10th percentile along {_CODES[worst]}, which is strongly coarser"
-    return _rounded(spacing), "median spacing of the training cases"
+        return significant(spacing), f"median spacing; 10th percentile along {_CODES[worst]}, which is strongly coarser"
+    return significant(spacing), "median spacing of the training cases"
 
 
 def choose_orientation(data: Fingerprint, spacing: Sequence[float], dims: int) -> tuple[str, str]:
-    """RAS, with the coarsest axis moved last when it is over 1.5 times coarser: slices are then what was acquired."""
+    """RAS, with the coarsest axis moved last when it is over 1.5 times coarser: slices are then what was acquired.
+
+    In 2D, cases of few slices have these last, however far apart they lie.
+    """
     if data.pictures:
         return "RAS", "pictures have one slice"
-    worst = max(range(3), key=lambda axis: spacing[axis])
-    finest = min(spacing)
-    if worst == 2 or spacing[worst] <= 1.5 * finest:
+    thin = _thin_axis(data) if dims == 2 else None
+    last = max(range(3), key=lambda axis: spacing[axis]) if thin is None else thin
+    if last == 2 or (thin is None and spacing[last] <= 1.5 * min(spacing)):
         return "RAS", "slices along S" if dims == 2 else "the neutral order"
-    codes = "".join(c for i, c in enumerate(_CODES) if i != worst) + _CODES[worst]
-    return codes, f"{_CODES[worst]} is the coarsest axis and goes last"
+    codes = "".join(c for i, c in enumerate(_CODES) if i != last) + _CODES[last]
+    why = "is the coarsest axis" if thin is None else "has the fewest slices"
+    return codes, f"{_CODES[last]} {why} and goes last"
+
+
+def _thin_axis(data: Fingerprint) -> int | None:
+    """The axis along which most of the cases that `choose_dims` counts have their few slices; None for volumes."""
+    if choose_dims(data)[0] == 3:
+        return None
+    thin = [shape for shape in data.shapes if min(shape) < _SMALLEST_EDGE]
+    return max(range(3), key=lambda axis: (sum(shape[axis] == min(shape) for shape in thin), axis))
 
 
 def first_patch(frame: Frame, limit: int) -> tuple[int, ...]:
@@ -130,7 +142,3 @@ def shrink(patch: Sequence[int], frame: Frame, axes: Sequence[Axis]) -> tuple[in
     if ratios[axis] == 0.0:
         return None
     return tuple(n - steps[a] if a == axis else n for a, n in enumerate(patch))
-
-
-def _rounded(spacing: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(float(s), 3) for s in spacing)

@@ -220,10 +220,9 @@ class _Draft:
         total = math.prod(frame.shape) * self.data.cases
         by_data = max(2, int(0.05 * total / math.prod(patch)))
         cap = _BATCH[self.budget.device, frame.dims]
-        batch = max(1, min(by_memory, by_data, cap))
-        limits = {by_memory: f"what {self._gigabytes()} hold", by_data: "5% of the training voxels", cap: "the cap"}
+        least = min(by_memory, by_data, cap)
         reason = f"the least of memory ({by_memory}), 5% of the training voxels ({by_data}) and {cap} on this device"
-        return int(self.take("batch_size", batch, reason if batch in limits else "the smallest possible"))
+        return int(self.take("batch_size", max(1, least), reason if least >= 1 else "the smallest possible"))
 
     def finish(self, frame: geometry.Frame, network: Network, patch: tuple[int, ...], batch: int) -> Plan:
         """Everything that follows once network, patch and batch are settled."""
