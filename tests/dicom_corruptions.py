@@ -490,6 +490,18 @@ def rows_and_columns_8000_compressed(folder: Path) -> None:
     every(folder, "Columns", struct.pack("<H", 8000))
 
 
+@variant("has floating point pixels")
+def floating_point_pixels(folder: Path) -> None:
+    for file in files(folder):
+        count = pydicom.dcmread(file).pixel_array.size
+        for keyword, value in (("BitsAllocated", 32), ("BitsStored", 32), ("HighBit", 31)):
+            put(file, keyword, struct.pack("<H", value))
+        content = file.read_bytes()
+        start, end = spans(content)[0x7FE00010]
+        floats = struct.pack(f"<{count}f", *[1.0] * count)
+        file.write_bytes(content[:start] + raw(0x7FE00008, b"OF", floats) + content[end:])
+
+
 @variant("has 16 of 12 bits|12 of 12 bits")
 def bits_12(folder: Path) -> None:
     every(folder, "BitsAllocated", struct.pack("<H", 12))

@@ -135,6 +135,14 @@ def test_unsigned_16_bit_values_are_not_negative(tmp_path: Path) -> None:
     assert np.array_equal(voxels(tmp_path), stored)
 
 
+def test_an_empty_high_bit_is_an_absent_one(tmp_path: Path) -> None:
+    stored = np.abs(array()) % 4096
+    make_series(tmp_path, stored, PixelRepresentation=0, BitsStored=12, HighBit=None)
+    for file in sorted(tmp_path.iterdir()):
+        edit(file, HighBit=None)
+    assert np.array_equal(voxels(tmp_path), stored)
+
+
 @pytest.mark.parametrize("signed", [0, 1])
 def test_only_the_stored_bits_are_the_value(tmp_path: Path, signed: int) -> None:
     """Old scanners keep an overlay in the bits above; a signed value of 12 bits has its sign in bit 11."""
@@ -283,7 +291,20 @@ def test_what_a_dicomdir_lists_and_is_not_there_is_told(tmp_path: Path) -> None:
     directory = as_dicomdir(tmp_path / "series")
     files = sorted(p for p in directory.parent.rglob("*") if p.is_file() and p != directory)
     files[-1].unlink()
-    assert [a.reason for a in scan(directory).aside] == ["is listed in DICOMDIR and missing"]
+    found = scan(directory)
+    assert [a.reason for a in found.aside] == ["is listed in DICOMDIR and missing"]
+    assert "1 file beside its images may be of it and cannot be used" in found.series[0].verdict.refusals[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+@pytest.mark.parametrize("names", ["1.2.840.99.{}", "IM.{:04}"])
+def test_a_damaged_last_slice_is_noticed_whatever_the_files_are_called(
+    tmp_path: Path, names: str, content: bytes
+) -> None:
+    files = [file.rename(tmp_path / names.format(n)) for n, file in enumerate(make_series(tmp_path, array()))]
+    files[-1].write_bytes(content)
+    with pytest.raises(GeometryError, match="1 file beside its images may be of it and cannot be used"):
+        read_series(tmp_path)
 
 
 def test_what_is_no_volume_is_set_aside_by_name(tmp_path: Path) -> None:

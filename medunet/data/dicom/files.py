@@ -23,7 +23,8 @@ from medunet.types import StrPath
 
 _MAGIC = b"DICM"
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")  # group 0008 or 0002, either byte order
-_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_FLOATS = (0x7FE00008, 0x7FE00009)  # Float and Double Float Pixel Data: parametric maps (PS3.3 C.7.6.24)
+_PIXELS = (*_FLOATS, 0x7FE00010)
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN", b"UC", b"UR", b"UT", b"SQ")
 _UNDEFINED = 0xFFFFFFFF
 _MOST_WHOLE = 1 << 31
@@ -135,7 +136,8 @@ def _header(location: Location, file: BoundedFile) -> DicomFile | NotRead:
 def _no_dicom(location: Location, start: bytes) -> NotRead:
     if not start:
         return NotRead(str(location), "is empty", damaged=True)
-    return NotRead(str(location), "is not DICOM", damaged=location.suffix in _MEDIA_SUFFIXES)
+    numbered = location.suffix[1:].isdigit()  # IM.12, or a UID
+    return NotRead(str(location), "is not DICOM", damaged=numbered or location.suffix in _MEDIA_SUFFIXES)
 
 
 def _looks_bare(start: bytes) -> bool:
@@ -154,6 +156,8 @@ def _pixel_span(file: BoundedFile, syntax: str) -> PixelSpan | None:
     group, element = struct.unpack(order + "HH", head[:4])
     if (group << 16 | element) not in _PIXELS:
         return None
+    if (group << 16 | element) in _FLOATS:
+        return PixelSpan(file.tell(), 0, "has floating point pixels (a parametric map), which are not read; convert it")
     if syntax == "1.2.840.10008.1.2":
         length = struct.unpack("<I", head[4:8])[0]
         offset = file.tell() - len(head) + 8
@@ -239,16 +243,24 @@ def _packing_problem(info: zipfile.ZipInfo) -> str:
 
 
 def _absent(directory: DicomFile) -> list[NotRead]:
-    """Files that a DICOMDIR lists and that are not there (PS3.3 F.3). Its paths are compared and never followed."""
+    """Files that a DICOMDIR lists and that are not there (PS3.3 F.3). Its paths are compared and never followed.
+
+    One that it calls an image may be a slice of a series that is there.
+    """
     if directory.location.member:
         return []
     try:
-        listed = [record.get("ReferencedFileID") for record in directory.header.DirectoryRecordSequence]
-        paths = [[parts] if isinstance(parts, str) else [str(part) for part in parts] for parts in listed if parts]
+        records = [record for record in directory.header.DirectoryRecordSequence if record.get("ReferencedFileID")]
+        listed = [(record.ReferencedFileID, record.get("DirectoryRecordType") == "IMAGE") for record in records]
+        paths = [([id_] if isinstance(id_, str) else list(map(str, id_)), image) for id_, image in listed]
     except Exception as error:  # pydicom raises many kinds on broken values
         return [NotRead(str(directory.location), f"its records cannot be read ({type(error).__name__})")]
     root = directory.location.path.parent
-    return [NotRead(one_line(root.joinpath(*p), 300), reason) for p in paths if (reason := _absence(root, p))]
+    return [
+        NotRead(one_line(root.joinpath(*path), 300), reason, image)
+        for path, image in paths
+        if (reason := _absence(root, path))
+    ]
 
 
 def _absence(root: Path, parts: list[str]) -> str:

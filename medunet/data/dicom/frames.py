@@ -203,14 +203,20 @@ def _is_grey(header: Any) -> bool:
 
 def _bits_problem(header: Any) -> str:
     """What does not fit in how a value is stored (PS3.5 section 8.1.1)."""
-    bits = _integer(header, "BitsAllocated")
-    stored = _integer(header, "BitsStored", bits)
+    bits, stored, high = bits_of(header)
     if bits not in (8, 16, 32) or not 1 <= stored <= bits:
         return f"has {stored} of {bits} bits per pixel, which is not read"
-    high, sign = _integer(header, "HighBit", stored - 1), _integer(header, "PixelRepresentation", 0)
+    sign = _integer(header, "PixelRepresentation", 0)
     if not stored - 1 <= high < bits:
         return f"HighBit is {high} where {stored} of {bits} bits are stored"
     return f"PixelRepresentation is {sign}, neither 0 nor 1" if sign not in (0, 1) else ""
+
+
+def bits_of(header: Any) -> tuple[int, int, int]:
+    """BitsAllocated, BitsStored and HighBit of a header, with what stands for an absent or an empty one of the last."""
+    allocated = _integer(header, "BitsAllocated")
+    stored = _integer(header, "BitsStored", allocated)
+    return allocated, stored, _integer(header, "HighBit", stored - 1)
 
 
 def _amount_problem(file: DicomFile, pixels: PixelSpan) -> str:

@@ -186,7 +186,7 @@ def missing_slices(gaps: FloatArray, thickness: FloatArray) -> Any:
     """(n-1,) whether a slice is missing in each gap.
 
     Where the slices' thickness changes within the stack, the distance is expected to follow it. Otherwise the smallest
-    distance that occurs again and again is what the scan was made with.
+    distance that occurs again and again is what the scan was made with; where none does, the smallest.
     """
     if len(gaps) == 1:
         known = np.isfinite(thickness).all()
@@ -194,17 +194,17 @@ def missing_slices(gaps: FloatArray, thickness: FloatArray) -> Any:
     if np.isfinite(thickness).all() and np.ptp(thickness) > 0.01 * thickness.max():
         between = (thickness[1:] + thickness[:-1]) / 2
         return gaps > _GAP * between * max(1.0, float(np.median(gaps / between)))
-    return gaps > _GAP * _usual(gaps)
+    return gaps > _GAP * _usual(gaps, float(gaps.min()))
 
 
-def _usual(gaps: FloatArray) -> float:
-    """The smallest distance that a fifth of the slices, and at least two, have; else the median."""
+def _usual(gaps: FloatArray, otherwise: float) -> float:
+    """The smallest distance that a fifth of the slices, and at least two, have; `otherwise` where there is none."""
     step = 0.02 * float(np.median(gaps))
     counts = Counter(np.round(gaps / step).astype(int).tolist())
     needed = max(2, len(gaps) / 5)
     frequent = [value for value in counts if counts[value - 1] + counts[value] + counts[value + 1] >= needed]
     if not frequent:
-        return float(np.median(gaps))
+        return otherwise
     return float(np.median(gaps[np.abs(gaps - min(frequent) * step) <= 2 * step]))
 
 
@@ -240,7 +240,8 @@ def _distance(along: FloatArray, missing: Any) -> tuple[float, bool]:
     if not missing.any() and _unevenness(along) <= _tolerance(mean):
         return mean, False
     gaps = np.diff(along)
-    usual = _usual(gaps[~missing]) if (~missing).any() else mean
+    regular = gaps[~missing]
+    usual = _usual(regular, float(np.median(regular))) if len(regular) else mean
     return float(np.ptp(along) / max(1, round(float(np.ptp(along)) / usual))), True
 
 

@@ -74,7 +74,7 @@ def _judged(series: Series, damaged: dict[tuple[str, str], list[NotRead]]) -> Se
         return series
     words = (
         f"{len(lost)} file{'s' * (len(lost) != 1)} beside its images may be of it and cannot be used: "
-        f"{lost[0].location} {lost[0].reason}; copy it again or take it away"
+        f"{lost[0].location} {lost[0].reason}; copy it again, or take it (or the DICOMDIR that lists it) away"
     )
     layout = series.layout
     verdict = replace(layout.verdict, refusals=(*layout.verdict.refusals, words))
@@ -82,5 +82,6 @@ def _judged(series: Series, damaged: dict[tuple[str, str], list[NotRead]]) -> Se
 
 
 def _place(location: str) -> tuple[str, str]:
-    path = PurePath(location)
-    return str(path.parent), path.suffix.lower()
+    """Folder and suffix, in one case (a DICOMDIR has upper case); a number behind a dot is part of a name or a UID."""
+    path = PurePath(location.lower())
+    return str(path.parent), "" if path.suffix[1:].isdigit() else path.suffix

@@ -12,7 +12,7 @@ import numpy as np
 
 from medunet.data.dicom.codestream import picture_size
 from medunet.data.dicom.files import quiet, read_whole
-from medunet.data.dicom.frames import Frame
+from medunet.data.dicom.frames import Frame, bits_of
 from medunet.data.dicom.location import BoundedFile, Location, one_line
 from medunet.errors import InputError
 from medunet.types import AnyArray
@@ -131,9 +131,7 @@ def _syntax_name(frame: Frame) -> str:
 
 def _significant(plane: AnyArray, frame: Frame) -> AnyArray:
     """Only BitsStored bits below HighBit carry the value: old files keep overlays in the others."""
-    header = frame.file.header
-    allocated, stored = int(header.BitsAllocated), int(header.get("BitsStored") or header.BitsAllocated)
-    high = int(header.get("HighBit", stored - 1) or 0)
+    allocated, stored, high = bits_of(frame.file.header)
     if stored == allocated:
         return plane
     unsigned = plane.view(f"u{allocated // 8}")

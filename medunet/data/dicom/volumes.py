@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medunet.data.dicom.files import quiet
+from medunet.data.dicom.frames import bits_of
 from medunet.data.dicom.geometry import Layout
 from medunet.data.dicom.pixels import PlaneReader, stored_type
 from medunet.data.dicom.scan import Scan, Series, is_inverted, scan
@@ -159,8 +160,7 @@ def _planes(series: Series) -> AnyArray:
 
 def _turned(stored: AnyArray, frame: Any) -> AnyArray:
     """MONOCHROME1: the largest stored value becomes the smallest."""
-    header = frame.file.header
-    bits = int(header.get("BitsStored") or header.BitsAllocated)
+    _, bits, _ = bits_of(frame.file.header)
     total = -1 if stored.dtype.kind == "i" else (1 << bits) - 1
     result: AnyArray = (total - stored.astype(np.int64)).astype(stored.dtype)
     return result
