@@ -163,6 +163,53 @@ def test_a_datalist_names_series_objects_and_structures(tree: Path) -> None:
     assert {case.patient for case in index.training} == {"patient 0", "patient 1", "patient 2"}
 
 
+@pytest.mark.parametrize("rois", [("Liver=1;GTV=2", "Liver_Tumour=2;Liver=1"), ("Liver_Tumour=2;Liver=1", "GTV=2;liver=1")])
+def test_classes_of_the_column_roi_do_not_depend_on_the_order(tmp_path: Path, rois: tuple[str, str]) -> None:
+    """A name that another one begins with is a class of its own."""
+    for number, roi in enumerate(rois):
+        names = tuple(entry.partition("=")[0] for entry in roi.split(";"))
+        write_case(tmp_path / f"p{number}", f"p{number}", number, names=names)
+    rows = [f"p{number}/image,p{number}/mask/label.dcm,{roi}" for number, roi in enumerate(rois)]
+    text = "\n".join(["image,label,roi", *rows])
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DatasetError, match="have the value 2; give each class its own value"):
+        read_index(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text(text.replace("GTV=2", "GTV=3"))
+    assert read_index(tmp_path / "list.csv").labels == {"background": 0, "Liver": 1, "Liver_Tumour": 2, "GTV": 3}
+
+
+def test_one_structure_is_not_two_classes(tmp_path: Path) -> None:
+    write_case(tmp_path / "p0", "p0", 0, names=("Liver_Tumour", "x"))
+    content = {"labels": {"liver": 1, "liver_tumour": 2}, "training": [{"image": "p0/image", "label": "p0/mask"}]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="'liver' and 'liver_tumour' are both taken from its structure 'Liver_Tumour'"):
+        verbs.index(tmp_path / "list.json")
+
+
+def test_splits_of_a_list_are_checked_by_patient_id(tmp_path: Path) -> None:
+    for number in range(2):
+        write_case(tmp_path / f"p{number}", "one", number)
+    list_of = "image,label,split\np0/image,p0/mask,{}\np1/image,p1/mask,{}\n".format
+    (tmp_path / "list.csv").write_text(list_of("train", "test"))
+    (finding,) = read_index(tmp_path / "list.csv").findings
+    assert finding.message == "p0: patient one is in the test set too; split by patient"
+    (tmp_path / "list.csv").write_text(list_of(0, 1))
+    with pytest.raises(DatasetError, match="patient one is in folds 0 and 1; give its scans one fold"):
+        read_index(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("visits", "patients"),
+    [(("2019-01-01", "2020-02-02", "2020-02-02"), "abb"), (("first visit", "follow-up", "later"), "abc")],
+)
+def test_folders_of_visits_are_no_kinds_of_image(tmp_path: Path, visits: tuple[str, ...], patients: str) -> None:
+    for number, (visit, patient) in enumerate(zip(visits, patients, strict=True)):
+        write_case(tmp_path / f"{patient}{number}" / visit, patient, number)
+    index = read_index(tmp_path)
+    assert index.channels == ("CT",)
+    assert "".join(case.patient for case in index.training) == patients
+
+
 def test_declared_labels_are_looked_up_by_their_aliases(tree: Path) -> None:
     rows = [{"image": f"p{n}/CT/image", "label": f"p{n}/CT/mask/label.dcm"} for n in range(4)]
     path = tree / "list.json"

@@ -117,7 +117,8 @@ def test_a_bad_case_stops_or_is_left_out(dataset: Path, spoil: Callable[[Path], 
     assert [c.id for c in kept.training] == [m.id for m in measured]
     assert CASE not in {m.id for m in measured}
     assert len(measured) == 5
-    assert [(f.case, f.kind, f.fatal) for f in kept.findings] == [(CASE, kind, False)]
+    told = [(f.case, f.kind, f.fatal) for f in kept.findings]
+    assert told == [(CASE, kind, False), ("dataset", "patients", False)]
     assert kept.findings[0].message.endswith("(left out)")
 
 
@@ -130,6 +131,8 @@ def test_empty_labels_and_constant_images_are_told_and_kept(dataset: Path) -> No
     assert {f.kind: f.message for f in index.findings} == {
         "empty label": "phantom_002: label map is empty (background only); check that this is meant",
         "constant image": "phantom_002: channel 0 is constant (5); check the file",
+        "patients": "every case counts as a patient of its own; where a patient has several, "
+        "say so in a datalist (column patient), or scores of a fold are too good",
     }
 
 
@@ -191,5 +194,5 @@ def test_indexing_imports_neither_torch_nor_monai() -> None:
 def test_hippocampus(real_data: Callable[[str], Path]) -> None:
     index, measured = examine(read_index(real_data("hippocampus")))
     assert isinstance(index, Index)
-    assert (len(measured), index.channels, index.findings) == (208, ("MRI",), ())
+    assert (len(measured), index.channels, [f.kind for f in index.findings]) == (208, ("MRI",), ["patients"])
     assert max(m.intensities[0].maximum for m in measured) > 1000 * min(m.intensities[0].maximum for m in measured)

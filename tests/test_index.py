@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medunet import verbs
+from medunet.data.atomic import write_json
 from medunet.data.examine import examine
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Index, read_index
@@ -25,6 +26,7 @@ from medunet.data.phantom import make_phantom
 from medunet.data.volume import write_image, write_label
 from medunet.errors import DatasetError
 from medunet.planning import fingerprint
+from medunet.training.cases import FoldCases
 
 names = st.text("abcdefghij0123456789_-", min_size=1, max_size=12)
 
@@ -178,6 +180,22 @@ def test_a_label_without_image_and_an_image_without_label(tmp_path: Path) -> Non
     assert len(kept.findings) == 2
 
 
+def test_a_dataset_of_one_patient_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As when all PatientIDs were replaced by one word."""
+    rows = []
+    for n in range(2):
+        write_pair(tmp_path / f"i{n}.nii.gz", tmp_path / f"l{n}.nii.gz", n)
+        rows.append(f"i{n}.nii.gz,l{n}.nii.gz,ANON")
+    (tmp_path / "list.csv").write_text("\n".join(["image,label,patient", *rows]))
+    index = verbs.index(tmp_path / "list.csv")
+    words = "all 2 cases are of one patient, 'ANON', so that every fold is validated on its own training cases"
+    assert [f.message.startswith(words) for f in index.findings] == [True]
+    assert verbs.index(tmp_path / "list.csv").findings == examine(index)[0].findings, "told once"
+    write_json(tmp_path / "eval/index.json", index.as_json())
+    assert len(FoldCases(str(tmp_path), str(tmp_path), 0, "validation")) == 2
+    assert "all 2 cases are of one patient: they are trained on and scored alike" in caplog.text
+
+
 def test_case_folders_tell_missing_partners(tmp_path: Path) -> None:
     case_folders(tmp_path)
     (tmp_path / "P0" / "MR_image.nii.gz").unlink()
@@ -201,7 +219,7 @@ def test_pictures_with_rgb_and_an_empty_label(tmp_path: Path) -> None:
     assert checked.channels == ("red", "green", "blue")
     assert checked.labels == {"background": 0, "label_255": 255}
     assert measured[0].shape == (30, 20, 1)
-    assert [f.kind for f in checked.findings] == ["pixel size", "empty label"]
+    assert [f.kind for f in checked.findings] == ["pixel size", "empty label", "patients"]
     assert fingerprint(checked, measured).pictures
 
 

@@ -116,6 +116,21 @@ def test_paired_folders_refuse_two_labels_of_an_image(tmp_path: Path) -> None:
     assert messages(index) == ["a: has labels masks/a_mask.png and masks/a_seg.png in masks; keep one"]
 
 
+@pytest.mark.parametrize(
+    ("files", "patients"),
+    [
+        ("P1/1 P1/2 P2/a/1", ["P1", "P1", "P2"]),
+        ("train/P1/1 train/P1/2 val/P2/1", ["P1", "P1", "P2"]),
+        ("train/1 train/2 val/3", ["train_1", "train_2", "val_3"]),
+        ("png/1 png/2", ["png_1", "png_2"]),
+        ("1 2", ["1", "2"]),
+    ],
+)
+def test_folders_of_pictures_are_patients(tmp_path: Path, files: str, patients: list[str]) -> None:
+    index = read_index(tree(tmp_path, " ".join(f"{side}/{f}.png" for f in files.split() for side in ("images", "labels"))))
+    assert [case.patient for case in index.training] == patients
+
+
 def test_a_folder_of_instances_is_trained_on_as_cells_that_stay_apart(tmp_path: Path) -> None:
     index = read_index(tree(tmp_path, "images/a.png instances/a.png"))
     assert [(c.images, c.label) for c in index.training] == [(("images/a.png",), "instances/a.png#instances=apart")]
@@ -207,6 +222,7 @@ def test_a_patient_in_the_test_set_too_is_told(tmp_path: Path) -> None:
     [
         ("a.csv", "image,label,split\na,b,val\n", "split 'val' of a is not known; give train, test or a fold number"),
         ("a.csv", "image,label,split,patient\na,b,0,p\nc,d,1,p\n", "patient p is in folds 0 and 1"),
+        ("a.csv", "image,label,split,patient\na,b,0,p\nc,d,,p\n", "patient p is in folds (none given) and 0"),
         ("a.csv", "image;label\na;b\n", "row 1 has no column image"),
         ("a.csv", "image,label,weight\na,b,-1\n", "weight -1 of a is not positive"),
         ("a.csv", "image,label\nx/a.nii,b\ny/a.nii,c\n", "case id a occurs more than once"),
@@ -215,6 +231,11 @@ def test_a_patient_in_the_test_set_too_is_told(tmp_path: Path) -> None:
         ("a.json", "{", "is not valid JSON"),
         ("a.nii.gz", "", "is not a dataset; give a folder, or a datalist"),
         ("dataset.json", '{"training": [{"img": "x"}]}', "row 1 has no column image"),
+        (
+            "a.json",
+            '{"labels": {"liver": 1, "tumour": 1}, "training": [{"image": "a.nii", "label": "b.nii"}]}',
+            "'liver' and 'tumour' have the value 1; give each class its own value",
+        ),
     ],
 )
 def test_datalists_that_are_refused(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -364,7 +364,9 @@ def test_mixed_colours_are_told_and_trained_on_as_grey_when_declared(tmp_path: P
     index = verbs.index(tmp_path)
     assert [case.id for case in index.training] == ["a", "b", "c"]
     assert [f.message for f in index.findings] == [
-        "a: does not say how large its pixels are: 1 mm here, as in all such pictures"
+        "a: does not say how large its pixels are: 1 mm here, as in all such pictures",
+        "every case counts as a patient of its own; where a patient has several, "
+        "say so in a datalist (column patient), or scores of a fold are too good",
     ]
 
 

@@ -14,25 +14,26 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from medunet.data.dicom.source import Source
-from medunet.data.index import Case, Finding, read_json
+from medunet.data.index import Case, Finding, Index, read_json
 from medunet.data.volume import stem_of, suffix_of
 from medunet.errors import DatasetError, InputError
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")  # a SeriesInstanceUID
 
 
-def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any], list[Finding]]:
-    """Training cases, test cases, other facts (name, labels, ...) and findings.
+def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any]]:
+    """Training cases, test cases, and other facts (name, labels, ...).
 
     Raises:
-        DatasetError: it is not a datalist, or a row is not complete or contradicts another.
+        DatasetError: it is not a datalist, or a row is not complete.
     """
     rows, facts = _rows(path)
     cases = [_case(row, number, path) for number, row in enumerate(rows)]
@@ -40,27 +41,32 @@ def read_datalist(path: Path) -> tuple[list[Case], list[Case], dict[str, Any], l
     training = [case for case in cases if case.split != "test"]
     if not training:
         raise DatasetError(f"{path}: has no training case; give a row per case with columns image and label")
-    _require_one_fold(training, path)
-    tested = {case.patient for case in test}
-    findings = [
-        Finding.of(
-            case.id, "patient in test set", f"patient {case.patient} is in the test set too; split by patient", False
-        )
-        for case in training
-        if case.patient in tested
-    ]
-    return training, test, {"name": path.stem, **facts}, findings
+    return training, test, {"name": path.stem, **facts}
 
 
-def _require_one_fold(training: Sequence[Case], path: Path) -> None:
+def with_patients_checked(index: Index) -> Index:
+    """The index with a finding for each patient who is in the test set too; patients have to be settled (PatientID).
+
+    Raises:
+        DatasetError: scans of one patient are given different folds, or some of them none.
+    """
     folds: dict[str, set[str]] = defaultdict(set)
-    for case in training:
-        folds[case.patient] |= {case.split} if case.split else set()
+    for case in index.training:
+        folds[case.patient].add(case.split or "(none given)")
     for patient, own in folds.items():
         if len(own) > 1:
             raise DatasetError(
-                f"{path}: patient {patient} is in folds {' and '.join(sorted(own))}; give its scans one fold"
+                f"{index.root}: patient {patient} is in folds {' and '.join(sorted(own))}; give its scans one fold"
             )
+    tested = {case.patient for case in index.test}
+    told = tuple(
+        Finding.of(
+            case.id, "patient in test set", f"patient {case.patient} is in the test set too; split by patient", False
+        )
+        for case in index.training
+        if case.patient in tested
+    )
+    return replace(index, findings=(*index.findings, *told))
 
 
 def _rows(path: Path) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:

@@ -19,6 +19,7 @@ from medunet.types import AnyArray, FloatArray, IntArray
 
 _SAMPLE = 1000  # foreground voxels kept per case and channel
 _LISTED = 10  # findings that a message shows
+_WITHOUT_PATIENTS = ("MSD", "nnU-Net", "paired folders", "datalist")  # layouts that may name cases alone
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def examine(
     if not any(m.id not in bad for m in measured):
         raise DatasetError(f"{index.root}: no case can be used; {_listing(index, fatal)}")
     _require_values(index, [m for m in measured if m.id not in bad])
+    findings += _of_patients(index.without(bad))
     settled = tuple(replace(f, fatal=False, message=f"{f.message} (left out)") if f.fatal else f for f in findings)
     kept = replace(index.without(bad), findings=settled)
     return kept, tuple(m for m in measured if m.id not in bad)
@@ -250,6 +252,25 @@ def _with_labels(index: Index, measured: Iterable[Measurement]) -> Index:
     background = 0 if 0 in values or not values else values[0]
     named = {f"label_{value}": value for value in values if value != background}
     return replace(index, labels={"background": background, **named})
+
+
+def _of_patients(index: Index) -> list[Finding]:
+    """What folds by patient cannot be relied on for: a dataset of one patient, or one that names none."""
+    cases, known = index.training, {finding.kind for finding in index.findings}
+    if len(cases) > 1 and len({case.patient for case in cases}) == 1 and "one patient" not in known:
+        message = (
+            f"all {len(cases)} cases are of one patient, '{cases[0].patient}', so that every fold is validated on its "
+            f"own training cases; give the true patients in a datalist (column patient)"
+        )
+        return [Finding("dataset", "one patient", message, fatal=False)]
+    nameless = len(cases) > 1 and all(case.patient == case.id for case in cases)
+    if nameless and index.layout in _WITHOUT_PATIENTS and "patients" not in known:
+        message = (
+            "every case counts as a patient of its own; where a patient has several, "
+            "say so in a datalist (column patient), or scores of a fold are too good"
+        )
+        return [Finding("dataset", "patients", message, fatal=False)]
+    return []
 
 
 def _require_values(index: Index, measured: Sequence[Measurement]) -> None:

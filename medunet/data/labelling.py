@@ -105,9 +105,12 @@ def require_consistent(known: Declared, where: str) -> None:
     """
     background = next(iter(known.labels.items()), ("background", 0))
     require_apart(known.ignore, {background[0]: background[1], **members(known.labels, known.regions)}, where)
-    if not known.regions:
-        return
     doubled = [value for value, count in Counter(known.labels.values()).items() if count > 1]
+    if not known.regions:
+        if doubled:
+            names = " and ".join(f"'{name}'" for name, value in known.labels.items() if value == doubled[0])
+            raise DatasetError(f"{where}: {names} have the value {doubled[0]}; give each class its own value")
+        return
     if doubled and doubled[0] != background[1]:
         raise DatasetError(f"{where}: regions_class_order writes {doubled[0]} twice; give each region its own value")
     for name, values in known.regions.items():

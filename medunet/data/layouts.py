@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunet.data.datalist import listed, read_datalist, relative
+from medunet.data.datalist import listed, read_datalist, relative, with_patients_checked
 from medunet.data.declared import settle
 from medunet.data.dicom.source import Source
 from medunet.data.index import Case, Finding, Index, read_json
@@ -26,6 +27,7 @@ _LABEL_SUFFIX = re.compile(r"[_-](mask|masks|label|labels|seg|segmentation|gt|ro
 _IMAGE_SUFFIX = re.compile(r"[_-](image|img|0000)$", re.IGNORECASE)
 _BIDS_LABEL = re.compile(r"_(dseg|mask|seg)$|_label-")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_SPLITS = re.compile(r"^(train|training|val|valid|validation|test|testing|fold_?\d+)$", re.IGNORECASE)
 _UNNAMED = "image"
 _TOLD = 3  # reasons that a message gives
 _IMAGES, _LABELS = (
@@ -77,10 +79,10 @@ def recognise(dataset: Path, *, allow_gaps: bool = False) -> Index:
     if not any(
         _may_be_dicom(source) for case in (*index.training, *index.test) for source in (*case.images, case.label)
     ):
-        return index
+        return with_patients_checked(index)
     from medunet.data.dicom.dataset import resolve
 
-    return resolve(index, allow_gaps=allow_gaps)
+    return with_patients_checked(resolve(index, allow_gaps=allow_gaps))
 
 
 def _may_be_dicom(source: str | None) -> bool:
@@ -103,8 +105,8 @@ def _recognised(dataset: Path) -> Index:
 
 
 def _datalist(path: Path) -> Index:
-    training, test, facts, findings = read_datalist(path)
-    return _index(path.parent, "datalist", facts, tuple(training), tuple(test), findings)
+    training, test, facts = read_datalist(path)
+    return _index(path.parent, "datalist", facts, tuple(training), tuple(test))
 
 
 def _msd(root: Path) -> Index | None:
@@ -247,7 +249,8 @@ def _entities(path: Path) -> tuple[str, ...]:
 def _paired(root: Path) -> Index | None:
     """images/ + labels/ (or instances/) with equal names; _image, _mask, _seg and _label at their ends are overlooked.
 
-    A ``dataset.json`` beside them may declare name, channels, labels and instances.
+    A ``dataset.json`` beside them may declare name, channels, labels and instances. A folder in images/ is a patient
+    (images/P01/001.png), unless it is the only one or is called after a side of a split (images/train/001.png).
     """
     folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
     content = read_json(root / "dataset.json")
@@ -260,12 +263,18 @@ def _paired(root: Path) -> Index | None:
     if labels.name.lower() in INSTANCES:
         facts.setdefault("instances", True)
     groups: dict[str, list[str]] = defaultdict(list)
+    patients: dict[str, str] = {}
     for path in _volumes(images):
-        groups[_IMAGE_SUFFIX.sub("", _key(path, images))].append(path.relative_to(root).as_posix())
+        name = _IMAGE_SUFFIX.sub("", _key(path, images))
+        groups[name].append(path.relative_to(root).as_posix())
+        folders_of = [part for part in path.relative_to(images).parent.parts if not _SPLITS.match(part)]
+        patients |= {name: folders_of[0]} if folders_of else {}
     known: dict[str, list[str]] = defaultdict(list)
     for path in _volumes(labels):
         known[label_name(_key(path, labels))].append(path.relative_to(root).as_posix())
     cases, findings = _matched(groups, known, labels.name)
+    if len(set(patients.values())) > 1:
+        cases = tuple(replace(case, patient=patients.get(case.id, case.id)) for case in cases)
     return _index(root, "paired folders", facts, cases, (), findings) if cases else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from medunet.types import AnyArray
 
 INDEX_FILE = "eval/index.json"
 """Where a bundle keeps its case list. The folder ``eval/`` is private: it never leaves the house."""
+_log = logging.getLogger(__name__)
 _WEIGHTED_ROUND = 1024  # draws, where cases have different weights
 
 
@@ -59,6 +61,8 @@ class FoldCases(Sequence[dict[str, Any]]):
     def _items(self) -> list[dict[str, Any]]:
         index = load_index(self.bundle_root, self.dataset_dir)
         training, validation = index.split(self.fold)
+        if self.part == "validation" and len(index.training) > 1 and training == validation:
+            _log.warning("all %d cases are of one patient: they are trained on and scored alike", len(training))
         chosen = {"training": training, "validation": validation, "test": index.test}[self.part]
         return [_item(index, case) for case in chosen]
 

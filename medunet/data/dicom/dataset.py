@@ -15,6 +15,7 @@ from medunet.data.dicom.scan import LabelObject, Scan, Series, scan
 from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.dicom.volumes import find_series
 from medunet.data.index import Case, Finding, Index
+from medunet.data.labelling import Declared, require_consistent
 from medunet.errors import DatasetError, InputError
 
 _IMAGE = re.compile(r"^(image|images|img|dicom|scan)$", re.IGNORECASE)
@@ -31,6 +32,7 @@ def find_labelled(root: Path) -> tuple[Kinds, list[Finding]]:
     """
     found = scan(root)
     kinds: Kinds = defaultdict(list)
+    modalities: Kinds = defaultdict(list)
     findings: list[Finding] = []
     taken: set[str] = set()
     for label in found.labels:
@@ -48,11 +50,19 @@ def find_labelled(root: Path) -> tuple[Kinds, list[Finding]]:
             patient=series[0].patient or label.patient or name,
         )
         kinds["+".join(channels)].append(case)
+        modalities["+".join(_modality(s) for s in series)].append(case)
     used = {uid for cases in kinds.values() for case in cases for uid in (case.images)}
     spare = [s for s in found.series if _image_source(s, found, root) not in used]
     if kinds and spare:
         findings.append(_unused(spare))
-    return kinds, findings
+    return modalities if _name_cases(kinds) else kinds, findings
+
+
+def _name_cases(kinds: Kinds) -> bool:
+    """Whether folders name visits or cases and no kinds of image: one image each, every one of another patient."""
+    cases = [case for own in kinds.values() for case in own]
+    patients = {case.patient for case in cases}
+    return len(kinds) == len(cases) == len(patients) > 1 and all(len(case.images) == 1 for case in cases)
 
 
 def _unused(spare: Sequence[Series]) -> Finding:
@@ -111,12 +121,20 @@ def _channels(series: Sequence[Series], root: Path) -> list[str]:
 
 
 def _channel(series: Series, root: Path) -> str:
-    """What kind of image it is: the folder between the patient and ``image``, else the modality."""
+    """What kind of image it is: the folder between the patient and ``image``, else the modality.
+
+    Dates and numbers are folders of visits.
+    """
     parts = list(Path(_relative(Path(series.folder), root)).parts)
+    name = ""
     if len(parts) > 2 and _IMAGE.match(parts[-1]):
-        return parts[-2]
-    if len(parts) > 2 and _IMAGE.match(parts[-2]):
-        return parts[-1]
+        name = parts[-2]
+    elif len(parts) > 2 and _IMAGE.match(parts[-2]):
+        name = parts[-1]
+    return name if any(map(str.isalpha, name)) else _modality(series)
+
+
+def _modality(series: Series) -> str:
     return series.modality or "image"
 
 
@@ -175,6 +193,7 @@ def resolve(index: Index, *, allow_gaps: bool = False) -> Index:
             f"objects ({next(iter(objects))}), which name structures and not values; give label maps such as NIfTI"
         )
     labels, notes = _classes(index, objects)
+    require_consistent(Declared({"background": 0, **labels}), f"{index.root}: the classes of its DICOM objects")
     findings += notes
     settled = {}
     for name, (source, inside) in objects.items():
@@ -257,7 +276,7 @@ def _classes(index: Index, objects: Mapping[str, tuple[Source, Contents]]) -> tu
     for source, _ in objects.values():
         for entry in _rois(source):
             name, _, value = entry.partition("=")
-            own = next((spellings for spellings in asked if match_roi(name, spellings)), None)
+            own = next((spellings for spellings in asked if match_roi(name, spellings, longer=False)), None)
             if own is None:
                 asked.append(Counter([name]))
             else:
@@ -344,6 +363,12 @@ def _structures(source: Source, inside: Contents, labels: Mapping[str, int]) -> 
                 f"{source.path}: has no structure '{name}', it has {', '.join(inside.names) or 'none'}; "
                 f"add it, or remove the case"
             )
+        other = next((wanted for wanted, taken in structures.items() if taken == found), None)
+        if other is not None:
+            raise InputError(
+                f"{source.path}: '{other}' and '{name}' are both taken from its structure '{found}', it has "
+                f"{', '.join(inside.names)}; name the structures of this case in column roi"
+            )
         structures[name] = found
     return structures
 
@@ -352,7 +377,7 @@ def _settled(root: Path, source: Source, structures: Mapping[str, str], labels: 
     """The label source with a value for each structure."""
     options = {key: source.options[key] for key in ("on", "threshold") if key in source.options}
     for name, found in structures.items():
-        known = match_roi(name, labels)
+        known = match_roi(name, labels, longer=False)
         if known is None:
             raise InputError(
                 f"{source.path}: '{name}' of column roi is none of the classes {', '.join(labels)}; name one"

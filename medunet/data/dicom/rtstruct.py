@@ -172,12 +172,13 @@ def _points(contour: Dataset, where: str) -> FloatArray:
     return ras
 
 
-def match_roi(wanted: str, names: Iterable[str]) -> str | None:
+def match_roi(wanted: str, names: Iterable[str], *, longer: bool = True) -> str | None:
     """The one name that is meant: the exact name, else one equal but for case, separators and a trailing number,
     else one that starts with the wanted words; None when there is none.
 
     A name that goes on with a side (``Lung_L`` is half of the lungs), a margin or a planning aid (``Kidney_R_PRV``,
-    ``PTV_ring``, ``Cord_5mm``) or a target that was cut out (``Lungs-GTV``) is another region and never meant.
+    ``PTV_ring``, ``Cord_5mm``) or a target that was cut out (``Lungs-GTV``) is another region and never meant. Without
+    `longer` no name that goes on is: names are then only spellings of one.
 
     >>> match_roi("gtv", ["Lung_L", "GTV_Mass"])
     'GTV_Mass'
@@ -192,7 +193,7 @@ def match_roi(wanted: str, names: Iterable[str]) -> str | None:
     tests = (
         [n for n in candidates if _normal(n) == (stem, number)],
         [n for n in candidates if _normal(n)[0] == stem and (not number or {number, _normal(n)[1]} == {"1", ""})],
-        [n for n in candidates if _goes_on(wanted, n)],
+        [n for n in candidates if longer and _goes_on(wanted, n)],
     )
     found = next((fits for fits in tests if fits), [])
     if len(found) > 1:
