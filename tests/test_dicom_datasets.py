@@ -163,7 +163,9 @@ def test_a_datalist_names_series_objects_and_structures(tree: Path) -> None:
     assert {case.patient for case in index.training} == {"patient 0", "patient 1", "patient 2"}
 
 
-@pytest.mark.parametrize("rois", [("Liver=1;GTV=2", "Liver_Tumour=2;Liver=1"), ("Liver_Tumour=2;Liver=1", "GTV=2;liver=1")])
+@pytest.mark.parametrize(
+    "rois", [("Liver=1;GTV=2", "Liver_Tumour=2;Liver=1"), ("Liver_Tumour=2;Liver=1", "GTV=2;liver=1")]
+)
 def test_classes_of_the_column_roi_do_not_depend_on_the_order(tmp_path: Path, rois: tuple[str, str]) -> None:
     """A name that another one begins with is a class of its own."""
     for number, roi in enumerate(rois):
@@ -182,7 +184,9 @@ def test_one_structure_is_not_two_classes(tmp_path: Path) -> None:
     write_case(tmp_path / "p0", "p0", 0, names=("Liver_Tumour", "x"))
     content = {"labels": {"liver": 1, "liver_tumour": 2}, "training": [{"image": "p0/image", "label": "p0/mask"}]}
     (tmp_path / "list.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="'liver' and 'liver_tumour' are both taken from its structure 'Liver_Tumour'"):
+    with pytest.raises(
+        DatasetError, match="'liver' and 'liver_tumour' are both taken from its structure 'Liver_Tumour'"
+    ):
         verbs.index(tmp_path / "list.json")
 
 

@@ -122,6 +122,39 @@ def test_a_bad_case_stops_or_is_left_out(dataset: Path, spoil: Callable[[Path], 
     assert kept.findings[0].message.endswith("(left out)")
 
 
+def test_what_a_header_leaves_open_is_told(dataset: Path) -> None:
+    for name, codes in ((CASE, (0, 0)), ("phantom_003", (0, 0)), ("phantom_004", (1, 1))):
+        for path in (image_of(dataset, name), label_of(dataset, name)):
+            image = nib.load(path)
+            affine = image.affine @ np.diag([-1, 1, 1, 1]) if codes == (0, 0) else image.affine
+            changed = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+            changed.set_sform(affine, code=codes[1])
+            moved = np.array(affine)
+            moved[0, 3] += 30
+            changed.set_qform(moved, code=codes[0])
+            nib.save(changed, path)
+    index, _ = examine(read_index(dataset))
+    assert [f.message for f in index.findings if f.kind == "orientation"] == [
+        f"{CASE}: does not say which way its axes run (no qform, no sform): LAS here, as in all such files",
+        "phantom_004: phantom_004.nii.gz has a qform and an sform that are up to 30 mm apart; "
+        "its sform is taken, check it",
+    ]
+
+
+def test_a_background_of_another_value_is_no_foreground(dataset: Path) -> None:
+    index = read_index(dataset)
+    case = index.training[0]
+    label = read_volume(label_of(dataset, case.id))
+    ones = label.array[0] == label.array[0].max()
+    write_label(label_of(dataset, case.id), np.where(ones, 2, 1).astype(np.uint8), label.grid)
+    index = replace(index, labels={"background": 1, "a": 2}, training=(case,))
+    checked, (measured,) = examine(index)
+    inside = read_volume(image_of(dataset, case.id)).array[0][ones]
+    assert len(measured.intensities[0].foreground_sample) == min(ones.sum(), -(-ones.sum() // -(-ones.sum() // 1000)))
+    assert set(measured.intensities[0].foreground_sample) <= set(inside.astype(np.float32))
+    assert not checked.findings
+
+
 def test_empty_labels_and_constant_images_are_told_and_kept(dataset: Path) -> None:
     grid = read_volume(image_of(dataset)).grid
     write_label(label_of(dataset), np.zeros(grid.shape, np.uint8), grid)

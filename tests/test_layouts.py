@@ -127,7 +127,9 @@ def test_paired_folders_refuse_two_labels_of_an_image(tmp_path: Path) -> None:
     ],
 )
 def test_folders_of_pictures_are_patients(tmp_path: Path, files: str, patients: list[str]) -> None:
-    index = read_index(tree(tmp_path, " ".join(f"{side}/{f}.png" for f in files.split() for side in ("images", "labels"))))
+    index = read_index(
+        tree(tmp_path, " ".join(f"{side}/{f}.png" for f in files.split() for side in ("images", "labels")))
+    )
     assert [case.patient for case in index.training] == patients
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,14 +16,15 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from medunet import verbs
 from medunet.data import spill, tiff
 from medunet.data.pictures import luma, read_header, read_picture, write_picture
 from medunet.data.tiff import Tiff
+from medunet.data.volume import read_case, read_label, read_volume
 from medunet.data.volume import read_header as read_volume_header
-from medunet.data.volume import read_label, read_volume
-from medunet.errors import DatasetError, InputError
+from medunet.errors import DatasetError, GeometryError, InputError
 
 Data = Callable[[str], Path]
 DRAW = np.random.default_rng(7)
@@ -52,11 +54,15 @@ def test_compressed_tiff_of_pillow(tmp_path: Path, compression: str, pixels: np.
     assert np.array_equal(rows_first(path), pixels)
 
 
-@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("subsampling", [1, 2])
 def test_jpeg_in_tiff_is_what_libtiff_makes_of_it(tmp_path: Path, subsampling: int) -> None:
-    path = tmp_path / "p.tif"
+    path, buffer = tmp_path / "p.tif", io.BytesIO()
     smooth = np.repeat(np.repeat(RGB[:4, :6], 16, 0), 16, 1)
-    Image.fromarray(smooth).save(path, compression="jpeg", quality=90)
+    Image.fromarray(smooth).save(buffer, format="JPEG", quality=90, subsampling=subsampling - 1)
+    rows, columns = smooth.shape[:2]
+    tags = {256: columns, 257: rows, 258: (8, 8, 8), 259: 7, 262: 6, 277: 3, 278: rows, 279: len(buffer.getvalue())}
+    path.write_bytes(tiff._wrapped(buffer.getvalue(), {**tags, 530: (subsampling, 1)}))
+    assert tifffile.TiffFile(path).pages[0].subsampling == (subsampling, 1)
     assert np.abs(rows_first(path).astype(int) - np.asarray(Image.open(path)).astype(int)).max() <= 2
 
 
@@ -142,6 +148,13 @@ def test_pages_are_slices_and_pages_of_other_sizes_are_refused(tmp_path: Path) -
     tifffile.imwrite(tmp_path / "c.tif", stack, imagej=True, metadata={"axes": "CYX"})
     assert np.array_equal(read_volume(tmp_path / "c.tif").array[..., 0], stack.transpose(0, 2, 1))
     assert read_volume_header(tmp_path / "c.tif").channels == 5
+    for name, options in (("h.tif", {"imagej": True}), ("h.ome.tif", {"ome": True})):
+        hyper = stack[:4, None].reshape(2, 2, 20, 30)
+        tifffile.imwrite(tmp_path / name, hyper, metadata={"axes": "ZCYX"}, photometric="minisblack", **options)
+        with pytest.raises(
+            InputError, match="is a hyperstack, its pages are 2 along Z, 2 along C; save a file for each"
+        ):
+            read_volume(tmp_path / name)
     with tifffile.TiffWriter(tmp_path / "m.tif") as file:
         file.write(stack[0])
         file.write(stack[0, ::2], subfiletype=1)  # a reduced version says so
@@ -197,6 +210,39 @@ def test_what_cannot_be_asked_of_a_file(tmp_path: Path, source: str) -> None:
         read_volume(tmp_path / source)
 
 
+def test_a_jpeg_whose_exif_states_no_size_states_none(tmp_path: Path) -> None:
+    """Pillow makes 72 dots per inch of it."""
+    exif = Image.Exif()
+    exif[305] = "a camera"
+    Image.fromarray(GREY).save(tmp_path / "p.jpg", exif=exif)
+    assert not read_volume(tmp_path / "p.jpg").stated
+    exif[282], exif[283], exif[296] = 254.0, 254.0, 2
+    Image.fromarray(GREY).save(tmp_path / "p.jpg", exif=exif)
+    assert read_volume(tmp_path / "p.jpg").grid.spacing == pytest.approx((0.1, 0.1, 1))
+
+
+def test_channels_that_do_not_both_state_a_size_lie_on_each_other(tmp_path: Path) -> None:
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "red.png", dpi=(96, 96))
+    for name, pixels in (("green", RGB[..., 1]), ("small", RGB[::2, :, 1])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    for names in (("red", "green"), ("green", "red"), ("green", "green")):
+        array = read_case([tmp_path / f"{name}.png" for name in names]).array
+        expected = [RGB[..., ("red", "green").index(name)].T for name in names]
+        assert np.array_equal(array[..., 0], expected)
+    with pytest.raises(
+        GeometryError, match=r"small\.png: has \(53, 19, 1\) pixels and .*red\.png \(53, 37, 1\), and not both"
+    ):
+        read_case([tmp_path / "red.png", tmp_path / "small.png"])
+
+
+def test_floating_point_differences_of_tiff(tmp_path: Path) -> None:
+    """Predictor 3 (technical note 3), as libtiff writes it."""
+    floats = DRAW.normal(size=(37, 53)).astype(np.float32)
+    Image.fromarray(floats).save(tmp_path / "p.tif", compression="tiff_adobe_deflate", tiffinfo={317: 3})
+    assert int(tifffile.TiffFile(tmp_path / "p.tif").pages[0].predictor) == 3
+    assert np.array_equal(rows_first(tmp_path / "p.tif"), floats)
+
+
 def png_claiming(columns: int, rows: int) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -227,6 +273,10 @@ def test_claims_of_huge_sizes_are_refused_without_memory(tmp_path: Path) -> None
         for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
             file.pages[0].tags[tag].overwrite(60_000)
     assert peak_of(lambda: read_volume(tmp_path / "p.tif")) < 5_000_000
+    for bytes_that_it_claims in (2**31, 0):
+        with tifffile.TiffFile(tmp_path / "p.tif", mode="r+") as file:
+            file.pages[0].tags["StripByteCounts"].overwrite(bytes_that_it_claims)
+        assert peak_of(lambda: read_volume(tmp_path / "p.tif")) < 5_000_000
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
@@ -242,6 +292,22 @@ def test_pictures_that_are_to_be_turned_are_refused(tmp_path: Path, suffix: str)
             assert read_picture(path).array.shape == (1, 6, 4, 1)
     for read in (read_picture, read_header):
         with pytest.raises(InputError, match=rf"a\.{suffix}: is to be turned .* \(orientation 6\).*; save it upright"):
+            read(path)
+
+
+@pytest.mark.parametrize("place", ["behind the pixels", "in a text"])
+def test_an_orientation_is_found_wherever_a_png_has_it(tmp_path: Path, place: str) -> None:
+    path, exif, text = tmp_path / "a.png", Image.Exif(), PngInfo()
+    exif[274] = 6
+    if place == "in a text":
+        text.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}\n")
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(path, pnginfo=text)
+    if place == "behind the pixels":
+        content, own = path.read_bytes(), exif.tobytes()[6:]
+        chunk = struct.pack(">I", len(own)) + b"eXIf" + own + struct.pack(">I", zlib.crc32(b"eXIf" + own))
+        path.write_bytes(content[:-12] + chunk + content[-12:])
+    for read in (read_picture, read_header):
+        with pytest.raises(InputError, match=r"\(orientation 6\)"):
             read(path)
 
 

@@ -208,6 +208,21 @@ def test_an_impossible_affine_names_the_file(scan: Path, tmp_path: Path) -> None
         read_volume(tmp_path / "s.nii")
 
 
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_other_lengths_than_millimetres_are_refused(tmp_path: Path, unit: str) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([0.5, 0.5, 0.5, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    for read in (read_volume, read_header):
+        with pytest.raises(GeometryError, match=rf"a\.nii: states its lengths in {unit} .*; correct its header"):
+            read(tmp_path / "a.nii")
+
+
+def test_more_voxels_than_nifti_counts_are_refused_before_they_are_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has 40000 voxels along an axis, NIfTI holds 32767; write tiff \(--format"):
+        write_label(tmp_path / "a.nii.gz", np.zeros((40000, 2, 1), np.uint8), Grid.from_spacing((40000, 2, 1)))
+
+
 def test_half_of_a_pair_names_the_other_half(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "p.hdr")
     (tmp_path / "p.img").unlink()

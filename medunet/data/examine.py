@@ -13,7 +13,7 @@ import numpy as np
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Finding, Index
 from medunet.data.labelling import IGNORE, Declared, in_words, stored_values
-from medunet.data.volume import Volume, aligned, read_case, read_label
+from medunet.data.volume import Volume, aligned, orientation_doubt, read_case, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
 
@@ -116,7 +116,10 @@ def _examine_case(index: Index, case: Case, findings: list[Finding]) -> Measurem
         note("label note", text, fatal=False)
     for text in (image.verdict or {}).get("reasons", []):
         note("geometry", text, fatal=False)
-    foreground = label.array[0] != 0
+    for text in dict.fromkeys(filter(None, map(orientation_doubt, (*images, label_path)))):
+        if not any(finding.message.endswith(text) for finding in findings):
+            note("orientation", text, fatal=False)
+    foreground = label.array[0] != next(iter(index.labels.values()), 0)
     if index.ignore is not None:
         foreground &= label.array[0] != index.ignore
     if not foreground.any():

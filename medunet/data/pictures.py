@@ -7,6 +7,8 @@ out and alpha that varies is refused, one bit becomes 0 and 255. Large TIFF is u
 from __future__ import annotations
 
 import math
+import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ _BY_MAGIC = {
     b"BM": ("BmpImagePlugin", "BmpImageFile"),
 }  # fmt: skip
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MOST_EXIF = 1 << 20  # bytes
+_X_RESOLUTION, _RESOLUTION_UNIT = 282, 296
 _MOST_PACKED = 5_000  # times smaller than its pixels can no compressed file be
 _LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114 (ITU-R BT.601)
 _PLAIN = {"1": 1, "L": 1, "I;16": 1, "I": 1, "F": 1, "RGB": 3}
@@ -163,7 +167,7 @@ def _read_tiff(path: Path, indices: bool, grey: bool) -> Picture:
     if not tiff.banded:
         return _by_pillow(tiff, indices, grey)
     claimed = tiff.rows * tiff.columns * tiff.samples * len(tiff.pages) * int(tiff.dtype.itemsize)
-    if claimed > _MOST_PACKED * tiff.stored + 1_000_000 and tiff.stored:
+    if claimed > _MOST_PACKED * path.stat().st_size + 1_000_000:
         raise _implausible(path, tiff.columns, tiff.rows)
     return Picture(_filled(tiff, _change(tiff, indices, grey)), tiff.spacing)
 
@@ -232,8 +236,31 @@ def _opened(path: Path) -> Iterator[Any]:
     if found is None:
         raise InputError(f"{path}: does not begin as a PNG, JPEG, BMP or TIFF file; copy it again or convert it")
     with getattr(import_module(f"PIL.{found[0]}"), found[1])(path) as image:
-        require_upright(path, image.getexif().get(ORIENTATION) if "exif" in image.info else None)
+        require_upright(path, _exif(image, path).get(ORIENTATION))
         yield image
+
+
+def _exif(image: Any, path: Path) -> Any:
+    """A picture's EXIF; Pillow would unpack a PNG to look behind its pixels (PNG 3 allows eXIf there)."""
+    from PIL import Image
+
+    if image.format == "PNG" and "exif" not in image.info:
+        late = _chunk(path, b"eXIf")
+        if late:
+            image.info["exif"] = b"Exif\0\0" + late
+    return Image.Image.getexif(image)
+
+
+def _chunk(path: Path, wanted: bytes) -> bytes:
+    """The content of a PNG's first chunk of a kind (PNG 5.3: length, kind, content, checksum); empty without one."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == wanted:
+                return file.read(min(length, _MOST_EXIF))
+            file.seek(length + 4, os.SEEK_CUR)
+    return b""
 
 
 def _pixels(image: Any, path: Path, indices: bool) -> AnyArray:
@@ -298,6 +325,9 @@ def _implausible(path: Path, columns: int, rows: int) -> InputError:
 def _dots(image: Any) -> tuple[float, float] | None:
     """mm per column and row, of dots per inch or per metre."""
     dots = image.info.get("dpi")
+    if image.format == "JPEG" and image.info.get("jfif_unit") not in (1, 2):
+        exif = image.getexif()  # where this says nothing either, Pillow makes 72 dots per inch of it
+        dots = dots if exif.get(_X_RESOLUTION) and exif.get(_RESOLUTION_UNIT) in (2, 3) else None
     if dots is None or not all(math.isfinite(float(d)) and float(d) > 0 for d in dots):
         return None
     return 25.4 / float(dots[0]), 25.4 / float(dots[1])

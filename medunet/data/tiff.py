@@ -73,6 +73,7 @@ class Tiff:
             require_upright(path, orientation.value if orientation else None)
             self.byteorder = file.byteorder
             series = file.series[0]
+            _require_one_page_axis(path, series)
             self.palette = _palette(pages[0]) if int(pages[0].photometric) == _PALETTE else None
             self._hyperstack = series.asarray() if _in_one(file, series, pages) else None
         self.pages, first = pages, pages[0]
@@ -106,11 +107,6 @@ class Tiff:
             and (int(p.photometric) != _YCBCR or int(p.compression) == _JPEG)
             for p in self.pages
         )  # fmt: skip
-
-    @property
-    def stored(self) -> int:
-        """Bytes of the file that hold pixels."""
-        return sum(sum(page.databytecounts) for page in self.pages)
 
     def bands(self) -> Iterator[Band]:
         """All rows of all pages, a row of tiles or strips at a time, in their order.
@@ -272,6 +268,14 @@ def _pages(file: Any, path: Path) -> Iterator[Any]:
             raise InputError(f"{path}: cannot be read, its pages refer to each other in a circle; copy it again")
         seen.add(page.offset)
         yield page.aspage()
+
+
+def _require_one_page_axis(path: Path, series: Any) -> None:
+    """Pages are slices or channels, in one order; a hyperstack's pages are both, or points in time too."""
+    axes = [(axis, count) for axis, count in zip(series.axes, series.shape, strict=True) if axis not in "YXS"]
+    if sum(count > 1 for _, count in axes) > 1:
+        counts = ", ".join(f"{count} along {axis}" for axis, count in axes)
+        raise InputError(f"{path}: is a hyperstack, its pages are {counts}; save a file for each stack or channel")
 
 
 def _palette(page: Any) -> AnyArray:

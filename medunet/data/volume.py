@@ -23,7 +23,7 @@ from medunet.data import instances, pictures
 from medunet.data.atomic import atomic_path
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
-from medunet.types import AnyArray, FloatArray, IntArray, Shape, StrPath
+from medunet.types import Affine, AnyArray, FloatArray, IntArray, Shape, StrPath
 
 _NIFTI = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".img", ".img.gz")
 _GEOMETRY = (
@@ -34,6 +34,8 @@ _NIBABEL = (*_NIFTI, ".mgz", ".mgh")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *pictures.SUFFIXES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_NIFTI = 32767  # voxels along an axis: NIfTI-1 counts them in 16 bits
+_SAME_PLACE = 0.1  # of a voxel: qform and sform that are closer say the same, however they were rounded
 _LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
 _CUT_SHORT = re.compile(
     r"expected \d+ bytes|not read completely|failed to read|truncated|empty file|end of file|cannot be read: ", re.I
@@ -143,6 +145,31 @@ def read_header(path: StrPath) -> Header:
         raise _unknown(path)
 
 
+def orientation_doubt(path: StrPath) -> str:
+    """What a NIfTI file leaves open about where its voxels lie; empty where it says so once."""
+    file, _ = _source(path)
+    if suffix_of(file) not in _NIFTI or not file.is_file():
+        return ""
+    header = _open_nibabel(file).header
+    if not hasattr(header, "get_qform") or (int(header["qform_code"]), int(header["sform_code"])) == (0, 0):
+        axes = Grid(*_assumed(header)).axcodes
+        return f"does not say which way its axes run (no qform, no sform): {axes} here, as in all such files"
+    if not (int(header["qform_code"]) and int(header["sform_code"])):
+        return ""
+    shape, sform = _assumed(header)
+    try:
+        apart = Grid(shape, sform).distance(Grid(shape, header.get_qform()))
+    except Exception as error:  # nibabel and numpy raise several kinds on impossible quaternions
+        return f"{file.name} has a qform that is none ({_diagnosis(error)}); its sform is taken"
+    if apart <= _SAME_PLACE * min(Grid(shape, sform).spacing):
+        return ""
+    return f"{file.name} has a qform and an sform that are up to {apart:.3g} mm apart; its sform is taken, check it"
+
+
+def _assumed(header: Any) -> tuple[Shape, Affine]:
+    return (*header.get_data_shape(), 1, 1, 1)[:3], header.get_best_affine()
+
+
 def read_grid(path: StrPath) -> Grid:
     """The grid alone; see `read_header`."""
     return read_header(path).grid
@@ -151,8 +178,10 @@ def read_grid(path: StrPath) -> Grid:
 def read_case(paths: Sequence[StrPath]) -> Volume:
     """Several files as channels; those on another grid are resampled (linear) onto the first one's.
 
+    Pictures that do not say how large their pixels are lie on each other where they have one size.
+
     Raises:
-        GeometryError: a channel's grid does not overlap the first one's.
+        GeometryError: a channel's grid does not overlap the first one's, or its place in it is not known.
         InputError: as `read_volume`.
     """
     first = read_volume(paths[0])
@@ -162,7 +191,8 @@ def read_case(paths: Sequence[StrPath]) -> Volume:
     for path in paths[1:]:
         volume = read_volume(path)
         _require_one_frame(first, volume, str(path), str(paths[0]))
-        arrays.append(_onto(volume, first.grid, str(path), str(paths[0])))
+        stated = first.stated and volume.stated
+        arrays.append(_onto(volume, first.grid, str(path), str(paths[0]), stated))
     return replace(first, array=np.concatenate([a.astype(np.float32, copy=False) for a in arrays]))
 
 
@@ -238,6 +268,7 @@ def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | Non
 
     if suffix_of(path) not in (".nii", ".nii.gz"):
         raise InputError(f"{path}: only NIfTI is written; give a name that ends in .nii or .nii.gz")
+    require_nifti(str(path), grid)
     source = nib.load(like) if like is not None and suffix_of(like) in _NIFTI else None
     if isinstance(source, nib.Nifti1Pair) and np.array_equal(source.affine, grid.affine):
         header = nib.Nifti1Header()
@@ -257,6 +288,14 @@ def _write_nifti(path: StrPath, array: AnyArray, grid: Grid, like: StrPath | Non
                 image.to_stream(stream)
         else:
             image.to_stream(file)
+
+
+def require_nifti(name: str, grid: Grid) -> None:
+    """Raise an InputError unless NIfTI can hold a volume of this size."""
+    if max(grid.shape) > _MOST_NIFTI:
+        raise InputError(
+            f"{name}: has {max(grid.shape)} voxels along an axis, NIfTI holds {_MOST_NIFTI}; write tiff (--format tiff)"
+        )
 
 
 def _is_dicom(path: StrPath) -> bool:
@@ -329,6 +368,9 @@ def _nibabel_header(image: Any) -> Header:
     shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
     if sum(n > 1 for n in shape[3:]) > 1:
         raise InputError(f"{image.get_filename()}: has {len(shape)} axes {shape}; give 3, or 4 with channels last")
+    unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+    if unit not in ("mm", "unknown"):
+        raise GeometryError(f"states its lengths in {unit} (xyzt_units), and millimetres are read")
     components = len(image.get_data_dtype().names or ("value",))
     return Header(Grid(shape[:3], image.affine), int(np.prod(shape[3:])) * components)
 
@@ -422,10 +464,18 @@ def _require_one_frame(first: Volume, other: Volume, name: str, first_name: str)
         )
 
 
-def _onto(volume: Volume, grid: Grid, name: str, first: str) -> AnyArray:
-    """Resample a channel linearly through world coordinates; outside its field of view it takes its border's values."""
-    if volume.grid.agrees_with(grid):
+def _onto(volume: Volume, grid: Grid, name: str, first: str, stated: bool) -> AnyArray:
+    """Resample a channel linearly through world coordinates; outside its field of view it takes its border's values.
+
+    `stated`: both grids are what the files say.
+    """
+    if volume.grid.agrees_with(grid) or (not stated and volume.grid.shape == grid.shape):
         return volume.array
+    if not stated:
+        raise GeometryError(
+            f"{name}: has {volume.grid.shape} pixels and {first} {grid.shape}, and not both say how large these are; "
+            f"save the channels of a case with one number of pixels"
+        )
     if not volume.grid.overlaps(grid):
         raise GeometryError(
             f"{name}: grid {volume.grid.describe()} does not overlap {first} {grid.describe()}; "

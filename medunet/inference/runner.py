@@ -21,7 +21,7 @@ import torch
 from medunet.data.atomic import remove_stale
 from medunet.data.dicom.source import Source
 from medunet.data.transforms import NetworkImage, without_voxels
-from medunet.data.volume import Header, read_header
+from medunet.data.volume import Header, read_header, require_nifti
 from medunet.errors import GeometryError, InputError, MedunetError, MismatchError, ResourceError, root_cause
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
@@ -205,6 +205,8 @@ class _Run:
         if self.segmenter.output_format != "nifti":
             require_writable(case.images[0], self.segmenter.output_format)
         header = read_header(case.images[0])
+        if self.segmenter.output_format == "nifti":
+            require_nifti(case.images[0], header.grid)
         _require_elsewhere(self.output_dir / work.result.output, case.images)
         work.result.warnings += whole_reading(case.images[0], header)
         work.result.geometry = None if header.verdict is None else dict(header.verdict)

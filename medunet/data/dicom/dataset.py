@@ -355,7 +355,7 @@ def _longer(source: Source, wanted: str, found: str) -> str:
 
 def _structures(source: Source, inside: Contents, labels: Mapping[str, int]) -> dict[str, str]:
     """The structure in the file of each class that is wanted of it."""
-    structures = {}
+    structures: dict[str, str] = {}
     for name in [entry.partition("=")[0] for entry in _rois(source)] or list(labels):
         found = match_roi(name, inside.names)
         if found is None:
