@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medunet.data.directions import orientation_doubt
 from medunet.data.grid import Grid
 from medunet.data.index import Case, Finding, Index
 from medunet.data.labelling import IGNORE, Declared, in_words, stored_values
-from medunet.data.volume import Volume, aligned, orientation_doubt, read_case, read_label
+from medunet.data.volume import Volume, aligned, read_case, read_label
 from medunet.errors import DatasetError, MedunetError
 from medunet.types import AnyArray, FloatArray, IntArray
 

@@ -21,9 +21,10 @@ import numpy as np
 
 from medunet.data import instances, pictures
 from medunet.data.atomic import atomic_path
+from medunet.data.channels import onto, require_one_frame
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
-from medunet.types import Affine, AnyArray, FloatArray, IntArray, Shape, StrPath
+from medunet.types import AnyArray, FloatArray, IntArray, Shape, StrPath
 
 _NIFTI = (".nii.gz", ".nii", ".hdr", ".hdr.gz", ".img", ".img.gz")
 _GEOMETRY = (
@@ -35,7 +36,6 @@ _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*_NIBABEL, *_ITK, *pictures.SUFFIXES)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_NIFTI = 32767  # voxels along an axis: NIfTI-1 counts them in 16 bits
-_SAME_PLACE = 0.1  # of a voxel: qform and sform that are closer say the same, however they were rounded
 _LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
 _CUT_SHORT = re.compile(
     r"expected \d+ bytes|not read completely|failed to read|truncated|empty file|end of file|cannot be read: ", re.I
@@ -145,31 +145,6 @@ def read_header(path: StrPath) -> Header:
         raise _unknown(path)
 
 
-def orientation_doubt(path: StrPath) -> str:
-    """What a NIfTI file leaves open about where its voxels lie; empty where it says so once."""
-    file, _ = _source(path)
-    if suffix_of(file) not in _NIFTI or not file.is_file():
-        return ""
-    header = _open_nibabel(file).header
-    if not hasattr(header, "get_qform") or (int(header["qform_code"]), int(header["sform_code"])) == (0, 0):
-        axes = Grid(*_assumed(header)).axcodes
-        return f"does not say which way its axes run (no qform, no sform): {axes} here, as in all such files"
-    if not (int(header["qform_code"]) and int(header["sform_code"])):
-        return ""
-    shape, sform = _assumed(header)
-    try:
-        apart = Grid(shape, sform).distance(Grid(shape, header.get_qform()))
-    except Exception as error:  # nibabel and numpy raise several kinds on impossible quaternions
-        return f"{file.name} has a qform that is none ({_diagnosis(error)}); its sform is taken"
-    if apart <= _SAME_PLACE * min(Grid(shape, sform).spacing):
-        return ""
-    return f"{file.name} has a qform and an sform that are up to {apart:.3g} mm apart; its sform is taken, check it"
-
-
-def _assumed(header: Any) -> tuple[Shape, Affine]:
-    return (*header.get_data_shape(), 1, 1, 1)[:3], header.get_best_affine()
-
-
 def read_grid(path: StrPath) -> Grid:
     """The grid alone; see `read_header`."""
     return read_header(path).grid
@@ -190,9 +165,9 @@ def read_case(paths: Sequence[StrPath]) -> Volume:
     arrays = [first.array]
     for path in paths[1:]:
         volume = read_volume(path)
-        _require_one_frame(first, volume, str(path), str(paths[0]))
+        require_one_frame(first, volume, str(path), str(paths[0]))
         stated = first.stated and volume.stated
-        arrays.append(_onto(volume, first.grid, str(path), str(paths[0]), stated))
+        arrays.append(onto(volume, first.grid, str(path), str(paths[0]), stated))
     return replace(first, array=np.concatenate([a.astype(np.float32, copy=False) for a in arrays]))
 
 
@@ -452,43 +427,3 @@ def _read_picture(path: Path, indices: bool = False, grey: bool = False) -> Volu
 def _picture_grid(shape: Shape, spacing: tuple[float, float] | None) -> Grid:
     """Columns, rows and pages; a picture that states no size of its pixels has 1 mm, as have pages among each other."""
     return Grid.from_spacing(shape, (*(spacing or (1.0, 1.0)), 1.0))
-
-
-def _require_one_frame(first: Volume, other: Volume, name: str, first_name: str) -> None:
-    """DICOM channels share a frame of reference: coordinates of another one mean nothing here (PS3.3 C.7.4.1)."""
-    frames = [v.verdict.get("frame_of_reference") for v in (first, other) if v.verdict is not None]
-    if len(set(frames)) > 1:
-        raise GeometryError(
-            f"{name}: frame of reference {frames[1] or '(none)'} differs from {frames[0] or '(none)'} of {first_name}; "
-            f"channels of a case need one; register the series first"
-        )
-
-
-def _onto(volume: Volume, grid: Grid, name: str, first: str, stated: bool) -> AnyArray:
-    """Resample a channel linearly through world coordinates; outside its field of view it takes its border's values.
-
-    `stated`: both grids are what the files say.
-    """
-    if volume.grid.agrees_with(grid) or (not stated and volume.grid.shape == grid.shape):
-        return volume.array
-    if not stated:
-        raise GeometryError(
-            f"{name}: has {volume.grid.shape} pixels and {first} {grid.shape}, and not both say how large these are; "
-            f"save the channels of a case with one number of pixels"
-        )
-    if not volume.grid.overlaps(grid):
-        raise GeometryError(
-            f"{name}: grid {volume.grid.describe()} does not overlap {first} {grid.describe()}; "
-            f"channels of a case must show the same place"
-        )
-    from scipy.ndimage import affine_transform
-
-    matrix = np.linalg.inv(volume.grid.affine) @ grid.affine
-    return np.stack(
-        [
-            affine_transform(
-                channel.astype(np.float32), matrix[:3, :3], matrix[:3, 3], grid.shape, order=1, mode="nearest"
-            )
-            for channel in volume.array
-        ]
-    )
