@@ -18,7 +18,7 @@ from medunet.data.dicom.codes import generic_code
 from medunet.data.dicom.labels import label_map
 from medunet.data.dicom.objects import Algorithm, Segment
 from medunet.data.dicom.results import write_result
-from medunet.data.dicom.volumes import find_series
+from medunet.data.dicom.volumes import find_series, to_planes
 from medunet.data.index import Index, read_index
 from medunet.data.phantom import make_phantom
 from medunet.data.transforms import LoadVolumed
@@ -482,6 +482,41 @@ def test_an_input_may_allow_its_gaps(tmp_path: Path) -> None:
     assert read_volume(case.images[0]).grid.shape[2] == 13
 
 
+def test_contours_on_uneven_images_fill_the_slices_that_these_become(tmp_path: Path) -> None:
+    """Images 4 mm and 7 mm apart are resampled to 4 mm, where some slices have no contour of their own."""
+    make_series(tmp_path / "image", np.zeros((6, 20, 16)), positions=np.array([0, 4, 8, 15, 22, 29.0]))
+    series = find_series(tmp_path / "image")
+    grid = series.layout.grid
+    assert grid is not None
+    assert grid.shape[2] == 8
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[2:9, 3:12] = 1
+    labels[4:7, 5:9, 3:6] = 2
+    segments = [Segment(value, name, generic_code(name)) for value, name in ((1, "a"), (2, "b"))]
+    write_result(tmp_path / "rt.dcm", labels, grid, series, segments, Algorithm("x", "1", "0"), "rtstruct")
+    found = read_label(f"{tmp_path}/rt.dcm#on=image&a=1&b=2").array[0]
+    assert np.array_equal(found > 0, labels > 0), "every slice between the first and the last contour"
+    assert np.array_equal(to_planes(found, grid, series), to_planes(labels, grid, series))
+
+
+def test_results_are_written_where_cosines_were_rounded(tmp_path: Path) -> None:
+    """To three decimals, from slice to slice otherwise: reading makes unit vectors of them."""
+    turned = (0.9397, 0.342, 0.0, -0.342, 0.9397, 0.0)
+    files = make_series(tmp_path / "image", np.zeros((4, 300, 300)), (2.5, 1.0, 1.0), turned)
+    for number, file in enumerate(files):
+        edit(file, ImageOrientationPatient=[0.94, 0.342 + number % 2 * 1e-3, 0, -0.342, 0.94, 0])
+    series = find_series(tmp_path / "image")
+    grid = series.layout.grid
+    assert grid is not None
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[250:, 260:, 1:] = 1
+    for kind in ("dicom-seg", "rtstruct"):
+        require_writable(str(tmp_path / "image"), kind)
+        segments = [Segment(1, "a", generic_code("a"))]
+        write_result(tmp_path / f"{kind}.dcm", labels, grid, series, segments, Algorithm("x", "1", "0"), kind)
+        assert np.array_equal(read_label(f"{tmp_path}/{kind}.dcm#on=image&a=1").array[0], labels)
+
+
 def test_images_that_share_a_uid_cannot_be_referred_to(tmp_path: Path) -> None:
     make_series(tmp_path / "x", phantom(0)[0], SOPInstanceUID="1.2.3")
     with pytest.raises(GeometryError, match="has 12 images and 1 SOPInstanceUIDs"):
@@ -523,8 +558,9 @@ def test_the_threshold_of_fractional_segments_stands_in_the_list(tmp_path: Path)
     shares[2:8, 4:10, 3:9] = 0.3
     shares[3:6, 5:8, 4:7] = 0.9
     write_seg(tmp_path / "seg.dcm", images, shares, "FRACTIONAL", ["Tumour"])
-    for threshold, count in (("", 27), ("0.2", 216)):
-        (tmp_path / "list.csv").write_text(f"image,label,roi,threshold\nimage,seg.dcm,Tumour,{threshold}\n")
+    write_seg(tmp_path / "faint.dcm", images, np.minimum(shares, 0.3), "FRACTIONAL", ["Tumour"])
+    for threshold, count, file in (("", 27, "seg"), ("0.2", 216, "seg"), ("0.2", 216, "faint")):
+        (tmp_path / "list.csv").write_text(f"image,label,roi,threshold\nimage,{file}.dcm,Tumour,{threshold}\n")
         index = verbs.index(tmp_path / "list.csv")
         label = index.paths(index.training[0])[1]
         assert label is not None

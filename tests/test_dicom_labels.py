@@ -529,6 +529,31 @@ def test_a_frame_on_a_plane_of_overlapping_slices_is_on_that_plane_alone(tmp_pat
     assert np.array_equal(mask[:, :, 3], pixels[3].T)
 
 
+def test_frames_on_some_slices_say_nothing_of_those_between(tmp_path: Path) -> None:
+    """Empty frames are left out, and slices may overlap."""
+    images, grid = source_images()
+    for image in images:
+        image.SliceThickness = 5.5
+    pixels = np.zeros(grid.shape[::-1], np.uint8)
+    pixels[[0, 3], 2:9, 1:8] = 1
+    dataset = dcmread(write_seg(tmp_path / "s.dcm", images, pixels, "BINARY", ["a"]))
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+    dataset.save_as(tmp_path / "s.dcm")
+    assert np.array_equal(place(read_segments(tmp_path / "s.dcm"), [1], grid)[1].mask, pixels.transpose(2, 1, 0))
+
+
+def test_a_distance_that_would_make_a_million_slices_is_a_slip(tmp_path: Path) -> None:
+    images, grid = source_images()
+    other = Grid(grid.shape, grid.affine @ np.diag([0.9, 1, 1, 1]))
+    dataset = dcmread(
+        write_seg(tmp_path / "s.dcm", images, slices_first(phantom()[..., 0]).astype(np.uint8), "BINARY", ["a"])
+    )
+    expected = place(read_segments(tmp_path / "s.dcm"), [1], other)[1].mask
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 0.00001
+    dataset.save_as(tmp_path / "s.dcm")
+    assert np.array_equal(place(read_segments(tmp_path / "s.dcm"), [1], other)[1].mask, expected)
+
+
 def test_segmentations_that_cannot_be_placed_are_one_sentence(tmp_path: Path) -> None:
     images, grid = source_images()
     path = write_seg(tmp_path / "s.dcm", images, slices_first(phantom()).astype(np.uint8), "BINARY", ["a", "b", "c"])

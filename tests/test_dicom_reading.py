@@ -27,9 +27,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from medunet.data.dicom.results import require_writable
 from medunet.data.dicom.scan import scan
 from medunet.data.dicom.source import Source, is_dicom
-from medunet.data.dicom.volumes import read_series
+from medunet.data.dicom.volumes import find_series, read_series
 from medunet.data.grid import Grid
 from medunet.data.reader import VolumeReader
 from medunet.data.volume import read_case, read_header, read_volume, write_label
@@ -372,6 +373,8 @@ def test_an_object_split_into_parts_is_read_when_all_are_there(
             whole.save_as(tmp_path / f"{part}.dcm")
     if lost is None:
         assert np.array_equal(voxels(tmp_path), stored * np.arange(1, 7)[:, None, None])
+        with pytest.raises(InputError, match="is spread over 3 multi-frame objects; write NIfTI"):
+            require_writable(find_series(tmp_path), "rtstruct")
         return
     with pytest.raises(GeometryError, match=f"part {lost} of 3 of an object in several files is missing; add it"):
         read_series(tmp_path)
@@ -422,11 +425,17 @@ def test_channels_of_a_case_need_one_frame_of_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"series": "1.2"}, {"on": "../a b/x#series=1.2&part=echo 2", "GTV/1 & #2=x": "1", "ü": "3"}]
+    "options",
+    [
+        {},
+        {"series": "1.2", "part": "image type ORIGINAL//M/./"},
+        {"on": "../a b/x#series=1.2&part=echo 2", "GTV/1 & #2=x": "1", "ü": "3"},
+    ],
 )
 def test_sources_survive_their_text(options: dict[str, str]) -> None:
     source = Source(Path("folder/file.dcm"), options)
     assert Source.parse(str(source)) == source
+    assert Source.parse(str(Path("/data") / str(source))).options == options, "as a path below a dataset's root"
 
 
 def test_a_hash_in_a_real_name_is_a_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from medunet.data.dicom.label_source import threshold_of
 from medunet.data.dicom.labels import Contents, contents
 from medunet.data.dicom.rtstruct import is_longer, match_roi
 from medunet.data.dicom.scan import LabelObject, Scan, Series, scan
@@ -263,7 +264,7 @@ def _label_object(root: Path, case: Case) -> tuple[Source, Contents]:
         source = Source(objects[0].path, source.options)
     image = Source.parse(root / case.images[0])
     on = Source(Path(os.path.relpath(image.path, source.path.parent)), image.options)
-    return Source(source.path, {"on": str(on), **source.options}), contents(source.path)
+    return Source(source.path, {"on": str(on), **source.options}), contents(source.path, threshold_of(source))
 
 
 def _classes(index: Index, objects: Mapping[str, tuple[Source, Contents]]) -> tuple[dict[str, int], list[Finding]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medunet.data.dicom.labels import label_map
 from medunet.data.dicom.source import Source
-from medunet.data.dicom.volumes import read_series_header
+from medunet.data.dicom.volumes import find_series, image_places, series_header
 from medunet.data.volume import Volume
 from medunet.errors import InputError
 from medunet.types import StrPath
@@ -23,14 +23,24 @@ def read_label_source(source: StrPath) -> Volume:
     """
     where = Source.parse(source)
     image = image_of(where)
-    threshold = _number(where, "threshold", 0.5)
+    threshold = threshold_of(where)
     classes = {name: int(_number(where, name)) for name in where.options if name not in ("on", "threshold")}
     if not classes:
         raise InputError(f"{source}: names no structure; give FILE#on=IMAGE&NAME=VALUE")
-    header = read_series_header(image)
+    series = find_series(image)
+    header = series_header(series)
     frame = str((header.verdict or {}).get("frame_of_reference", ""))
-    found = label_map(where.path, header.grid, frame, classes, threshold)
+    found = label_map(where.path, header.grid, frame, classes, threshold, image_places(series))
     return Volume(found.array[None], header.grid, {**(header.verdict or {}), "label_notes": list(found.notes)})
+
+
+def threshold_of(where: Source) -> float:
+    """From which share of the maximum a FRACTIONAL segment's pixel counts.
+
+    Raises:
+        InputError: the source says something that is no number.
+    """
+    return _number(where, "threshold", 0.5)
 
 
 def image_of(where: Source) -> str:

@@ -13,7 +13,7 @@ from medunet.data.dicom.rtstruct import Structures, match_roi, rasterize, read_s
 from medunet.data.dicom.segmentation import Segments, layers, present, read_segments
 from medunet.data.grid import Grid
 from medunet.errors import GeometryError, InputError
-from medunet.types import BoolArray, IntArray, StrPath
+from medunet.types import BoolArray, FloatArray, IntArray, StrPath
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -46,7 +46,12 @@ def names_in(path: StrPath) -> tuple[str, ...]:
 
 
 def label_map(
-    path: StrPath, on: Grid, frame_of_reference: str, classes: Mapping[str, int], threshold: float = 0.5
+    path: StrPath,
+    on: Grid,
+    frame_of_reference: str,
+    classes: Mapping[str, int],
+    threshold: float = 0.5,
+    images: FloatArray | None = None,
 ) -> LabelMap:
     """The regions of an RTSTRUCT or SEG file as one label map on a grid, placed by geometry.
 
@@ -56,6 +61,7 @@ def label_map(
         classes: value to store, 1 to 65535, by ROI name or segment label (names match as in `match_roi`);
             where regions overlap the later entry counts.
         threshold: a FRACTIONAL segment's pixel counts from this share of the Maximum Fractional Value on.
+        images: where the series' images lie along the grid's last axis, in slices, if they are not its slices.
 
     Raises:
         InputError: the file is unreadable, a region is not there or could be several, or a value cannot be stored.
@@ -69,7 +75,7 @@ def label_map(
     chosen, notes = _choose(path, source, tuple(classes))
     for name in chosen:
         _same_frame(path, name, _frame_of(source, name), frame_of_reference)
-    painted = _painted(path, source, chosen, on, threshold)
+    painted = _painted(path, source, chosen, on, threshold, images)
     array = np.zeros(on.shape, np.uint8 if max(classes.values()) < 256 else np.uint16)
     for (wanted, value), (mask, words) in zip(classes.items(), painted, strict=True):
         notes += words
@@ -132,13 +138,18 @@ def _same_frame(path: StrPath, name: str, theirs: str, ours: str) -> None:
 
 
 def _painted(
-    path: StrPath, source: Structures | Segments, chosen: list[str], on: Grid, threshold: float
+    path: StrPath,
+    source: Structures | Segments,
+    chosen: list[str],
+    on: Grid,
+    threshold: float,
+    images: FloatArray | None,
 ) -> Iterator[_Painted]:
     """Each region's mask and notes, one at a time."""
     try:
         if isinstance(source, Structures):
             for name in chosen:
-                done = rasterize(source.contours(name), on, name)
+                done = rasterize(source.contours(name), on, name, images)
                 aside = (f"{name}: {source.skipped[name]}",) if name in source.skipped else ()
                 yield done.mask, aside + done.notes
             return
@@ -159,14 +170,14 @@ class Contents:
     patient: str
 
 
-def contents(path: StrPath) -> Contents:
-    """The regions of an RTSTRUCT or SEG file and the series that it references.
+def contents(path: StrPath, threshold: float = 0.5) -> Contents:
+    """The regions of an RTSTRUCT or SEG file and the series that it references; `threshold` as in `label_map`.
 
     Raises:
         InputError: the file is unreadable or of another kind.
     """
     source = _read(path)
-    names = tuple(source.rois) if isinstance(source, Structures) else present(source)
+    names = tuple(source.rois) if isinstance(source, Structures) else present(source, threshold)
     frames = {_frame_of(source, name) for name in names} if isinstance(source, Structures) else set()
     frame = frames.pop() if len(frames) == 1 else source.frame_of_reference
     return Contents(names, source.referenced_series, frame, source.patient_id)

@@ -14,6 +14,9 @@ from medunet.types import FloatArray
 _POSITION_TOLERANCE = 0.02
 """Millimetres by which a header may differ from the plane that the reader made of it (DS values are rounded)."""
 
+_COSINE_TOLERANCE = 0.01
+"""By which a header's cosines may be off unit vectors at right angles, as in reading."""
+
 
 @dataclass(frozen=True, eq=False)
 class PlaneGeometry:
@@ -64,31 +67,58 @@ def volumes(mapped: SegmentMap, geometry: PlaneGeometry, thickness: float | None
 
 
 def plane_geometry(source: SourceImages) -> PlaneGeometry:
-    """The planes in DICOM's terms, with the header's own numbers wherever it has them.
+    """The planes in DICOM's terms, with the headers' own numbers where they all put the planes where they were read.
+
+    Where they do not, since a scanner rounded its cosines (from slice to slice in its own way), the planes as read.
 
     Raises:
         GeometryError: planes are not parallel with equal pixels, or a header contradicts its plane.
     """
-    stated = [_stated(*source.header(plane)) for plane in range(len(source.planes))]
     made = [_from_plane(plane) for plane in source.planes]
-    used = [s or m for s, m in zip(stated, made, strict=True)]
-    orientation, spacing = used[0][1], used[0][2]
-    _, rows, columns = source.shape
-    corners = np.array([[0, 0], [columns - 1, 0], [0, rows - 1], [columns - 1, rows - 1]], dtype=np.float64)
-    for index, (plane, (position, *_)) in enumerate(zip(source.planes, used, strict=True)):
-        steps = np.stack([orientation[:3] * spacing[1], orientation[3:] * spacing[0]])
-        here = position + corners @ steps
-        there = (LPS @ plane)[:3, 3] + corners @ (LPS @ plane)[:3, :2].T
-        error = float(np.linalg.norm(here - there, axis=1).max())
-        if error > _POSITION_TOLERANCE:
+    stated = [_stated(*source.header(plane)) or made[plane] for plane in range(len(source.planes))]
+    result = _of_all(stated)
+    errors = _errors(result, source)
+    if errors.max() <= _POSITION_TOLERANCE:
+        return result
+    own = _of_all(made)
+    errors_of_own = _errors(own, source)
+    for index, (header, plane) in enumerate(zip(stated, made, strict=True)):
+        if not _alike(header, plane) or errors_of_own[index] > _POSITION_TOLERANCE:
             raise GeometryError(
-                f"plane {index} of the source lies {error:.3g} mm from where its header and the first plane put it; "
-                "planes have to be parallel, equally sized and as read"
+                f"plane {index} of the source lies {errors[index]:.3g} mm from where its header and the first plane "
+                "put it; planes have to be parallel, equally sized and as read"
             )
-    return PlaneGeometry(np.stack([u[0] for u in used]), orientation, spacing)
+    return own
 
 
 _Stated = tuple[FloatArray, FloatArray, FloatArray]
+
+
+def _of_all(planes: list[_Stated]) -> PlaneGeometry:
+    return PlaneGeometry(np.stack([position for position, *_ in planes]), planes[0][1], planes[0][2])
+
+
+def _errors(geometry: PlaneGeometry, source: SourceImages) -> FloatArray:
+    """(n,) mm: the largest distance of a corner of each plane from where `geometry` puts it."""
+    _, rows, columns = source.shape
+    corners = np.array([[0, 0], [columns - 1, 0], [0, rows - 1], [columns - 1, rows - 1]], dtype=np.float64)
+    spacing, orientation = geometry.spacing, geometry.orientation
+    steps = np.stack([orientation[:3] * spacing[1], orientation[3:] * spacing[0]])
+    lps = LPS @ source.planes
+    here = geometry.positions[:, None] + corners @ steps
+    there = lps[:, None, :3, 3] + corners @ lps[:, :3, :2].transpose(0, 2, 1)
+    result: FloatArray = np.linalg.norm(here - there, axis=2).max(axis=1)
+    return result
+
+
+def _alike(header: _Stated, plane: _Stated) -> bool:
+    """Whether a header says what was read, but for the last digits of its cosines and pixel spacing."""
+    (position, orientation, spacing), (there, cosines, pixel) = header, plane
+    return bool(
+        np.linalg.norm(position - there) <= _POSITION_TOLERANCE
+        and np.abs(orientation - cosines).max() <= _COSINE_TOLERANCE
+        and (np.abs(spacing - pixel) <= 1e-3 * pixel).all()
+    )
 
 
 def _from_plane(plane: FloatArray) -> _Stated:

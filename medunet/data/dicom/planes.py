@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _EXACT = 1e-2
 """Pixel centres this close (in voxels) to voxel centres are the same."""
+_MOST_SLICES = 4096
+"""Slices that the frames of a file may span: a distance that makes more of them is a slip."""
 _EVEN = 0.1
 """Planes may stray this many of the smallest voxel edges from even steps."""
 
@@ -138,12 +140,10 @@ def coincides(planes: Planes, grid: Grid) -> bool:
 def _sparser(planes: Planes, grid: Grid) -> bool:
     """Whether the file's slices lie further apart than the grid's, so that the ones between have no frame.
 
-    The thickness of a single plane does not say so: slices may overlap.
+    Only a stated distance says so: slices may overlap, and a file need not have frames that are empty.
     """
     slices = 1 / np.abs(np.linalg.inv(grid.affine)[:3, :3] @ planes.normal).max()
-    said = planes.step or planes.thickness
-    apart = planes.apart() or planes.step
-    return bool(min(apart, said or apart) > 1.5 * slices)
+    return bool(min(planes.apart() or planes.step, planes.step) > 1.5 * slices)
 
 
 def source_grid(planes: Planes) -> tuple[Grid, IntArray]:
@@ -163,6 +163,8 @@ def source_grid(planes: Planes) -> tuple[Grid, IntArray]:
     for apart in (planes.step, planes.apart(), planes.thickness):
         if apart <= 0 or not parallel:
             continue
+        if np.ptp(depth) / apart > _MOST_SLICES:
+            continue
         slots = np.rint((depth - depth.min()) / apart).astype(np.int64)
         step = reach / slots.max() if slots.max() else normal * apart
         if np.abs(planes.origins - start - slots[:, None] * step).max() <= tolerance:
@@ -170,6 +172,6 @@ def source_grid(planes: Planes) -> tuple[Grid, IntArray]:
             affine[:3] = np.column_stack([planes.columns[0], planes.rows[0], step, start])
             return Grid((columns, rows, int(slots.max()) + 1), affine), slots
     raise GeometryError(
-        "segmentation: its planes are not parallel and evenly spaced and do not coincide with the "
-        "volume's slices; give the series it was drawn on"
+        "segmentation: its planes are not parallel and evenly spaced and do not coincide with the volume's slices; "
+        "give the series it was drawn on, or, where that is uneven and so resampled, an RTSTRUCT or a label map"
     )

@@ -34,21 +34,30 @@ def source_images(series: Series) -> SourceImages:
     planes = series.layout.planes.astype(np.float64)
     if len(files) == len(frames) and "PerFrameFunctionalGroupsSequence" not in frames[0].file.header:
         return SourceImages(tuple(read_full_header(frame.file.location) for frame in frames), planes)
+    _require_one_object(series)
+    return SourceImages((read_full_header(files[0]),), planes, tuple(frame.number + 1 for frame in frames))
+
+
+def _require_one_object(series: Series) -> None:
+    """Refuse a volume of several multi-frame objects: what is written refers to the frames of one."""
+    files = {
+        frame.file.location for frame in series.ordered() if "PerFrameFunctionalGroupsSequence" in frame.file.header
+    }
     if len(files) > 1:
         raise InputError(f"{series.folder}: {series.name} is spread over {len(files)} multi-frame objects; write NIfTI")
-    return SourceImages((read_full_header(files[0]),), planes, tuple(frame.number + 1 for frame in frames))
 
 
 def require_writable(series: Series, output_format: str) -> None:
     """Refuse, before time is spent, what `write_result` could not write.
 
     Raises:
-        InputError: highdicom is not installed.
+        InputError: highdicom is not installed, or the images are in several multi-frame objects.
         GeometryError: images lack the UIDs that an object refers to, or share them, or an RTSTRUCT is asked of planes
             that are not axial.
     """
     if output_format == "dicom-seg" and find_spec("highdicom") is None:
         raise InputError("highdicom is missing, which writes DICOM SEG; install it: pip install 'medunet[dicom]'")
+    _require_one_object(series)
     _require_uids(series, output_format)
     normal = series.layout.planes[0][:3, 2]
     if output_format == "rtstruct" and abs(normal[2]) < _AXIAL:

@@ -223,12 +223,17 @@ def _normal(name: str) -> tuple[str, str]:
     return stem, joined[len(stem) :].lstrip("0")
 
 
-def rasterize(contours: Sequence[FloatArray], grid: Grid, name: str = "ROI") -> Rasterized:
+def rasterize(
+    contours: Sequence[FloatArray], grid: Grid, name: str = "ROI", images: FloatArray | None = None
+) -> Rasterized:
     """Paint closed planar contours, each (n, 3) RAS mm, on a grid by the even-odd rule over each plane.
 
     A voxel is inside when its centre is; a centre on an edge counts as inside where the region lies towards higher
     voxel indices (so that areas that share an edge neither overlap nor leave a gap). Each plane is painted on the
     nearest slice; where several planes share one slice the nearest plane is painted.
+
+    A grid that uneven `images` were resampled onto has other slices than they: `images` (n,) says where they lie along
+    its last axis, in slices. Each plane then belongs to the nearest image, and each slice shows what that image shows.
 
     Raises:
         GeometryError: a contour is not in a plane parallel to the grid's slices.
@@ -241,7 +246,7 @@ def rasterize(contours: Sequence[FloatArray], grid: Grid, name: str = "ROI") -> 
     plane_of = _planes(voxels, axis, grid, name)
     flat = [np.round(np.delete(points, axis, 1), _DECIMALS) for points in voxels]
     slices = np.moveaxis(mask, axis, 2)
-    chosen, notes = _by_slice(plane_of, flat, slices.shape, name)
+    chosen, notes = _by_slice(plane_of, flat, slices.shape, name, images if axis == 2 else None)
     twice = 0
     for index, members in chosen.items():
         unique = {flat[m].tobytes(): flat[m] for m in members}
@@ -288,14 +293,17 @@ def _is_outside(plane: float, points: FloatArray, shape: tuple[int, ...]) -> boo
 
 
 def _by_slice(
-    planes: FloatArray, flat: list[FloatArray], shape: tuple[int, ...], name: str
+    planes: FloatArray, flat: list[FloatArray], shape: tuple[int, ...], name: str, images: FloatArray | None = None
 ) -> tuple[dict[int, list[int]], list[str]]:
     """The contours of each slice's nearest plane, and notes on planes that do not lie on slices one to one."""
     nearest: IntArray = np.floor(planes + 0.5).astype(np.int64)
-    off = np.abs(planes - nearest)
+    inside = (nearest >= 0) & (nearest < shape[2])
+    if images is not None:
+        nearest = _nearest(planes, images)
+    off = np.abs(planes - (nearest if images is None else images[nearest]))
     chosen: dict[int, list[int]] = {}
     dropped = 0
-    for index in np.unique(nearest[(nearest >= 0) & (nearest < shape[2])]):
+    for index in np.unique(nearest[inside]):
         members = np.flatnonzero(nearest == index)
         best = planes[members[off[members].argmin()]]
         kept = members[np.abs(planes[members] - best) <= _SAME_PLANE]
@@ -313,7 +321,16 @@ def _by_slice(
     cut = sum(bool((flat[m].min(0) < -0.5).any() or (flat[m].max(0) > np.array(shape[:2]) - 0.5).any()) for m in used)
     if cut:
         notes.append(f"{name}: {cut} contours reach beyond the slices' edges and are cut there")
+    if images is not None:
+        shown = enumerate(_nearest(np.arange(shape[2]), images).tolist())
+        chosen = {index: chosen[image] for index, image in shown if image in chosen}
     return chosen, notes
+
+
+def _nearest(places: FloatArray | IntArray, images: FloatArray) -> IntArray:
+    """The image that lies nearest to each place."""
+    result: IntArray = np.abs(places[:, None] - images[None]).argmin(axis=1)
+    return result
 
 
 def _even_odd(polygons: list[FloatArray], shape: tuple[int, ...]) -> BoolArray:

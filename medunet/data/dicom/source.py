@@ -47,7 +47,10 @@ class Source:
     def __str__(self) -> str:
         if not self.options:
             return str(self.path)
-        pairs = "&".join(f"{quote(key, safe=' ')}={quote(value, safe=' ./')}" for key, value in self.options.items())
+        pairs = "&".join(
+            f"{quote(key, safe=' ')}={quote(value, safe=' /' if key == 'on' else ' ')}"  # paths lose one of two slashes
+            for key, value in self.options.items()
+        )
         return f"{self.path}#{pairs}"
 
     def absolute(self) -> Source:

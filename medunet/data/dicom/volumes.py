@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -36,8 +37,21 @@ def read_series(source: StrPath) -> Volume:
 
 def read_series_header(source: StrPath) -> Header:
     """The grid that `read_series` will give, without reading pixels."""
-    series = find_series(source)
+    return series_header(find_series(source))
+
+
+def series_header(series: Series) -> Header:
+    """The grid that `read_stack` will give.
+
+    Raises:
+        GeometryError: the stack is refused.
+    """
     return Header(_grid(series), 1, provenance(series))
+
+
+def image_places(series: Series) -> FloatArray | None:
+    """(n,) where the images lie along the last axis of their grid, in slices; None where its slices are the images."""
+    return _offsets(series.layout, _grid(series))[:, 2] if series.layout.resampled else None
 
 
 def read_source(source: StrPath) -> Volume:
@@ -83,7 +97,7 @@ def find_series(source: StrPath) -> Series:
 
 
 def _choices(stacks: Sequence[Series]) -> str:
-    return "; ".join(f"{s.name} (#series={s.uid}&part={s.part})" for s in stacks[:4])
+    return "; ".join(f"{s.name} (#series={s.uid}&part={quote(s.part, safe=' ')})" for s in stacks[:4])
 
 
 def _belong_together(a: Series, b: Series) -> bool:
