@@ -22,6 +22,8 @@ _PARALLEL = 0.1
 """A contour's points may stray this many slices (or mm, whichever is more) from their plane."""
 _SAME_PLANE = 0.05
 """Contours this many slices apart lie in one plane."""
+_ON_IMAGE = 0.5
+"""A contour this many slices from an image was drawn on it."""
 _NOTEWORTHY = 0.1
 """A plane further than this many slices from its slice is told."""
 _ANOTHER = re.compile(
@@ -233,7 +235,7 @@ def rasterize(
     nearest slice; where several planes share one slice the nearest plane is painted.
 
     A grid that uneven `images` were resampled onto has other slices than they: `images` (n,) says where they lie along
-    its last axis, in slices. Each plane then belongs to the nearest image, and each slice shows what that image shows.
+    its last axis, in slices. A slice without a contour of its own then shows what the image nearest to it shows.
 
     Raises:
         GeometryError: a contour is not in a plane parallel to the grid's slices.
@@ -247,14 +249,15 @@ def rasterize(
     flat = [np.round(np.delete(points, axis, 1), _DECIMALS) for points in voxels]
     slices = np.moveaxis(mask, axis, 2)
     chosen, notes = _by_slice(plane_of, flat, slices.shape, name, images if axis == 2 else None)
-    twice = 0
+    doubled = {}
     for index, members in chosen.items():
         unique = {flat[m].tobytes(): flat[m] for m in members}
-        twice += len(members) - len(unique)
+        doubled[members[0]] = len(members) - len(unique)
         slices[:, :, index] = _even_odd(list(unique.values()), slices.shape[:2])
     outside = sum(_is_outside(w, points, slices.shape) for w, points in zip(plane_of, flat, strict=True))
     if outside:
         notes.append(f"{name}: {outside} of {len(contours)} contours lie outside the volume and are left out")
+    twice = sum(doubled.values())
     if twice:
         notes.append(f"{name}: {twice} contours are stored twice and are painted once")
     return Rasterized(mask, outside, tuple(notes))
@@ -297,18 +300,17 @@ def _by_slice(
 ) -> tuple[dict[int, list[int]], list[str]]:
     """The contours of each slice's nearest plane, and notes on planes that do not lie on slices one to one."""
     nearest: IntArray = np.floor(planes + 0.5).astype(np.int64)
-    inside = (nearest >= 0) & (nearest < shape[2])
-    if images is not None:
-        nearest = _nearest(planes, images)
-    off = np.abs(planes - (nearest if images is None else images[nearest]))
+    off = np.abs(planes - nearest)
     chosen: dict[int, list[int]] = {}
     dropped = 0
-    for index in np.unique(nearest[inside]):
+    for index in np.unique(nearest[(nearest >= 0) & (nearest < shape[2])]):
         members = np.flatnonzero(nearest == index)
         best = planes[members[off[members].argmin()]]
         kept = members[np.abs(planes[members] - best) <= _SAME_PLANE]
         chosen[int(index)] = kept.tolist()
         dropped += len(members) - len(kept)
+    if images is not None:
+        chosen |= _between(chosen, planes, images, shape[2])
     notes = []
     if dropped:
         notes.append(f"{name}: {dropped} contours are left out, another plane is nearer to their slice")
@@ -321,16 +323,17 @@ def _by_slice(
     cut = sum(bool((flat[m].min(0) < -0.5).any() or (flat[m].max(0) > np.array(shape[:2]) - 0.5).any()) for m in used)
     if cut:
         notes.append(f"{name}: {cut} contours reach beyond the slices' edges and are cut there")
-    if images is not None:
-        shown = enumerate(_nearest(np.arange(shape[2]), images).tolist())
-        chosen = {index: chosen[image] for index, image in shown if image in chosen}
     return chosen, notes
 
 
-def _nearest(places: FloatArray | IntArray, images: FloatArray) -> IntArray:
-    """The image that lies nearest to each place."""
-    result: IntArray = np.abs(places[:, None] - images[None]).argmin(axis=1)
-    return result
+def _between(chosen: dict[int, list[int]], planes: FloatArray, images: FloatArray, depth: int) -> dict[int, list[int]]:
+    """For slices without contours of their own, those on the image nearest to them."""
+    filled = {}
+    for index in set(range(depth)) - set(chosen):
+        off = np.abs(planes - images[np.abs(images - index).argmin()])
+        if off.min() <= _ON_IMAGE:
+            filled[index] = np.flatnonzero(np.abs(planes - planes[off.argmin()]) <= _SAME_PLANE).tolist()
+    return filled
 
 
 def _even_odd(polygons: list[FloatArray], shape: tuple[int, ...]) -> BoolArray:
