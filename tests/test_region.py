@@ -22,7 +22,7 @@ from medunet.data.volume import read_volume
 from medunet.errors import BundleError, PlanError
 from medunet.inference import WindowInferer
 from medunet.inference.passage import around
-from medunet.inference.region import bounds_of, wider
+from medunet.inference.region import as_large, bounds_of, wider
 from medunet.inference.weights import model_digest
 from medunet.networks import UNet
 from medunet.planning.settings import validate
@@ -76,6 +76,44 @@ def test_no_voxel_of_a_body_is_lost(spacing: Any, low: Any, size: Any) -> None:
     values = image.as_tensor()[(slice(None), *(slice(*b) for b in seen.box))]
     assert torch.equal(seen.values, values)
     assert np.allclose(seen.native.to_world(np.zeros((1, 3))), grid.to_world(np.array([[a for a, _ in seen.box]])))
+
+
+class Context(nn.Module):
+    """Every voxel's logits depend on all of its window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(1, 3, 1)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(windows - 3 * windows.mean(dim=(2, 3, 4), keepdim=True))
+        return result
+
+
+@pytest.mark.parametrize("mm", [(1.5, 3.0, 4.0), (3.0, 1.5, 1.5)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_around_a_small_find_lies_what_the_image_has(mm: tuple[float, float, float], flip: bool) -> None:
+    """The part is as large as a window, so that nothing is filled up where the image goes on."""
+    torch.manual_seed(0)
+    network, spacing = Context().eval(), (4.0, 3.0, 2.0)
+    affine = np.diag([-mm[0] if flip else mm[0], *mm[1:], 1.0])[:, [1, 0, 2, 3]]
+    shape = (70, 70, 70)
+    image = a_body(shape, ((30, 34), (0, 4), (60, 64)), Grid(shape, affine))
+    body = engine("body", spacing)
+    seen = body.see(image, network)
+    border, windows = body.windows(seen, network)
+    assert border.size == border.inner
+    assert seen.box != tuple((0, n) for n in shape)
+    assert windows.count < 30
+
+
+def test_a_find_has_the_context_of_the_whole_image() -> None:
+    torch.manual_seed(0)
+    network = Context().eval()
+    image = a_body((16, 16, 16), ((7, 9),) * 3, Grid.from_spacing((16, 16, 16), (5.0, 5.0, 5.0)))
+    everywhere, body = (engine(rule, (5, 5, 5))(image[None], network) for rule in ("all", "body"))
+    assert everywhere.any()
+    assert torch.equal(everywhere.as_tensor(), body.as_tensor())
 
 
 def test_an_image_without_a_body_stays_whole() -> None:
@@ -159,12 +197,14 @@ def test_a_coarser_bundle_tells_where_to_look(tmp_path: Path, phantom_dataset: P
     coarse, plan = bundle_with_weights(tmp_path / "coarse", phantom_dataset, {**COARSE, "spacing": [10.0, 10.0, 10.0]})
     make_threshold(coarse, plan, 0.8)
     region = {"bundle": "../coarse", "margin": 4.0}
-    fine, _ = bundle_with_weights(tmp_path / "fine", phantom_dataset, {"region": region})
+    fine, plan_of = bundle_with_weights(tmp_path / "fine", phantom_dataset, {"region": region})
     medunet.predict(coarse, [scan], tmp_path / "found")
     image = read_volume(scan)
     found = bounds_of(read_volume(tmp_path / "found" / scan.name).array[0] != 0)
     assert found is not None
     box = wider(found, image.grid, 4.0)
+    sizes = [math.ceil(15 * wanted / s) + 1 for wanted, s in zip(plan_of["spacing"], image.grid.spacing, strict=True)]
+    box = as_large(box, image.grid.shape, sizes)
     assert math.prod(b - a for a, b in box) < math.prod(image.grid.shape)
     (result,) = medunet.predict(fine, [scan], tmp_path / "out")
     assert result.state == "done", result.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from medunet.data.grid import Grid
 from medunet.data.resampling import Box
 from medunet.data.transforms import Frame, NetworkImage
 from medunet.errors import BundleError
-from medunet.types import AnyArray
+from medunet.types import AnyArray, Shape
 
 AIR = -500.0
 """HU; what is denser belongs to a body (or to the couch it lies on)."""
@@ -55,12 +56,19 @@ class Region:
         elif rule != "all":
             raise BundleError(f"region {rule!r} is not known; give all, body, or {{bundle: PATH, margin: MM}}")
 
-    def crop(self, image: NetworkImage, device: torch.device) -> NetworkImage:
-        """The image, or the part of it that is worth a look; `device` computes where a network has to."""
+    def crop(self, image: NetworkImage, device: torch.device, least: Shape) -> NetworkImage:
+        """The image, or the part of it that is worth a look.
+
+        Args:
+            image: what the network sees of all of a file.
+            device: computes where a network has to.
+            least: voxels of the network's grid that the part has at least where the image has them, a window: what
+                lies around a small find is then that of the image and no border.
+        """
         found = self._find(image, device) if self._find is not None else None
         if found is None:
             return image
-        box = wider(found, image.native, self.margin)
+        box = as_large(wider(found, image.native, self.margin), image.native.shape, _voxels_of(image, least))
         return image if box == image.box else self.frame.part(image, box)
 
     def _body(self, image: NetworkImage, _: torch.device) -> AnyArray | None:
@@ -104,6 +112,33 @@ def wider(bounds: AnyArray, grid: Grid, margin: float) -> Box:
         (max(0, int(low - np.ceil(margin / s))), min(n, int(high + np.ceil(margin / s))))
         for (low, high), s, n in zip(bounds, grid.spacing, grid.shape, strict=True)
     )
+
+
+def as_large(box: Box, shape: Shape, least: Sequence[int]) -> Box:
+    """A box of at least `least` voxels per axis around the same middle, inside `shape`.
+
+    >>> as_large(((4, 6), (0, 2), (5, 9)), (20, 20, 6), (6, 6, 9))
+    ((2, 8), (0, 6), (0, 6))
+    """
+    sizes = [min(n, max(high - low, m)) for (low, high), n, m in zip(box, shape, least, strict=True)]
+    starts = [
+        min(max(0, low - (size - (high - low)) // 2), n - size)
+        for (low, high), n, size in zip(box, shape, sizes, strict=True)
+    ]
+    return tuple((start, start + size) for start, size in zip(starts, sizes, strict=True))
+
+
+def _voxels_of(image: NetworkImage, least: Shape) -> list[int]:
+    """As many voxels per axis of an image's file as give `least` voxels of the network's grid."""
+    along = [_line(code) for code in image.grid.axcodes]
+    axes = [along.index(_line(code)) for code in image.native.axcodes]
+    lengths = [(least[axis] - 1) * image.grid.spacing[axis] for axis in axes]
+    return [math.ceil(length / s - 1e-6) + 1 for length, s in zip(lengths, image.native.spacing, strict=True)]
+
+
+def _line(code: str) -> int:
+    """Which axis of the world a direction lies on."""
+    return "RLAPSI".index(code) // 2
 
 
 def bounds_of(mask: AnyArray) -> AnyArray | None:
