@@ -184,8 +184,8 @@ def spoilt(model: Model, case: str, sample: Sample, number: int, folder: Path) -
 
 def calibrate(name: str, whole: Sequence[Row], degraded: Sequence[Row]) -> Calibration:
     """The calibration of one class."""
-    pairs = [[(row.features, row.dice) for row in rows if row.name == name] for rows in (whole, degraded)]
-    fitted = Calibration.fit(*pairs)
+    seen = [[(row.features, row.dice, True) for row in rows if row.name == name] for rows in (whole, degraded)]
+    fitted = Calibration.fit(*seen)
     if fitted is None:
         sys.exit(f"{name}: too few calibration cases")
     return fitted

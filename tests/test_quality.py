@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medunet.inference.quality import Calibration, Certainty, degrade
+from medunet.inference.quality import Calibration, Certainty, Scored, degrade
 
 
 def soft(classes: int, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -84,8 +84,9 @@ def test_an_empty_class_has_finite_features() -> None:
     assert all(value == 0 for value in features.values())
 
 
-def scored(soft_dice: float, dice: float | None) -> tuple[dict[str, float], float | None]:
-    return {"voxels": 0.0 if dice is None else 100.0, "soft_dice": soft_dice, "probability": soft_dice}, dice
+def scored(soft_dice: float, dice: float | None, present: bool | None = None) -> Scored:
+    features = {"voxels": 0.0 if dice is None else 100.0, "soft_dice": soft_dice, "probability": soft_dice}
+    return features, dice, dice is not None if present is None else present
 
 
 def good_and_degraded(count: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
@@ -135,11 +136,11 @@ def test_the_weights_stay_positive_where_the_data_say_otherwise() -> None:
 def test_the_view_that_tells_the_cases_apart_gets_the_weight() -> None:
     """As in a network stopped early, whose soft Dice is nearly the same and wrong in all cases."""
     dices = np.linspace(0.2, 0.9, 12)
-    cases = [({"voxels": 9.0, "soft_dice": 0.3 - 0.02 * x, "probability": 0.5 + 0.3 * x}, float(x)) for x in dices]
+    cases = [({"voxels": 9.0, "soft_dice": 0.3 - 0.02 * x, "probability": 0.5 + 0.3 * x}, x, True) for x in dices]
     calibration = Calibration.fit(cases)
     assert calibration is not None
     assert calibration.probability > 4 * calibration.soft_dice
-    expected = [calibration.expected_dice(features) for features, _ in cases]
+    expected = [calibration.expected_dice(features) for features, *_ in cases]
     assert expected == pytest.approx(dices, abs=0.1)
 
 
@@ -157,6 +158,9 @@ def test_nothing_found_is_wrong_only_for_a_class_that_is_always_there() -> None:
     assert sometimes is not None
     assert always.expected_dice(scored(0, None)[0]) == 0
     assert sometimes.expected_dice(scored(0, None)[0]) is None
+    found_falsely = Calibration.fit([*good, scored(0.3, 0.0, present=False)], worse)
+    assert found_falsely is not None
+    assert found_falsely.expected_dice(scored(0, None)[0]) is None
 
 
 def test_calibration_survives_json() -> None:

@@ -8,6 +8,7 @@ an expectation, not a measurement: a network that is sure of a wrong answer is b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from medunet.types import FloatArray
 Features: TypeAlias = Mapping[str, float]
 """What `Certainty.features` says of one class in one case."""
 
-Scored: TypeAlias = tuple[Features, float | None]
-"""Features of a class in one case, and its Dice there (None: absent from reference and prediction)."""
+Scored: TypeAlias = tuple[Features, float | None, bool]
+"""Features of a class in one case, its Dice there (None: absent from reference and prediction), and whether the
+reference has it."""
 
 QUALITY = "models/quality.json"
 """Where a bundle keeps its calibration; it holds for the weights of the digest that it names."""
@@ -78,6 +80,11 @@ class Certainty:
         mass = flat.sum(dim=1, dtype=torch.float64)
         return torch.stack((torch.bincount(won, minlength=count), mass, overlap, unsure)).cpu()
 
+    @property
+    def finite(self) -> bool:
+        """Whether all probabilities so far were numbers."""
+        return bool(torch.isfinite(self._sums).all())
+
     def features(self) -> list[dict[str, float]]:
         """Per foreground class, over all slabs so far; all 0 where the class was not found.
 
@@ -111,7 +118,7 @@ class Calibration:
     Args:
         bias, soft_dice, probability: the level, and the weights of the two views.
         cases: how many undegraded cases it rests on.
-        always_present: none of them was without the class, so that finding nothing must be wrong.
+        always_present: no reference was without the class, so that finding nothing must be wrong.
     """
 
     bias: float
@@ -132,7 +139,7 @@ class Calibration:
             return None
         evidence = np.array([_evidence(features) for features, _ in whole + worse])
         fitted = _regress(evidence, np.array([dice for _, dice in whole + worse]))
-        return cls(*fitted, len(whole), all(dice is not None for _, dice in cases))
+        return cls(*fitted, len(whole), all(present for *_, present in cases))
 
     def expected_dice(self, features: Features) -> float | None:
         """The Dice in [0, 1] to expect of a class with these features.
@@ -150,12 +157,22 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
-        """The calibration that `as_json` described."""
-        return cls(**content)
+        """The calibration that `as_json` described.
+
+        Raises:
+            ValueError: a number is none.
+        """
+        found = cls(**content)
+        if not all(math.isfinite(value) for value in (found.bias, found.soft_dice, found.probability)):
+            raise ValueError("a calibration of numbers that are none")
+        return found
 
 
 def read_calibrations(bundle: Path, digest: str) -> dict[str, Calibration]:
-    """The calibrations of a bundle's classes that have one; none where they are of other weights than `digest`."""
+    """The calibrations of a bundle's classes that have one; none where they are of other weights than `digest`.
+
+    A broken file counts as none.
+    """
     try:
         content = json.loads((bundle / QUALITY).read_text(encoding="utf-8"))
         if content["weights"] != digest:
@@ -193,7 +210,7 @@ def degrade(image: Tensor, number: int) -> Tensor:
 
 
 def _usable(scored: Sequence[Scored]) -> list[tuple[Features, float]]:
-    return [(features, dice) for features, dice in scored if dice is not None and features["voxels"]]
+    return [(features, dice) for features, dice, _ in scored if dice is not None and features["voxels"]]
 
 
 def _evidence(features: Features) -> tuple[float, float]:

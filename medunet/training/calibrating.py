@@ -55,7 +55,7 @@ def calibrate(
             (made,) = inferer.segment([seen], plain)
             pairs = masks(made.labels, reference, labels, ignore)
             for (name, pair), certainty in zip(pairs, made.certainty, strict=True):
-                scored[name].append((certainty, dice(*pair)))
+                scored[name].append((certainty, dice(*pair), bool(pair[1].any())))
     fitted = {name: Calibration.fit(whole[name], worse[name]) for name in labels}
     classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
     bundle = model.parents[1]
