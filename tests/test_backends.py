@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import os
@@ -28,6 +29,7 @@ from medunet.inference.backends import (
     make_backend,
     network_digest,
 )
+from medunet.inference.backends.pytorch import mixed_type
 from medunet.networks import UNet
 
 PACKAGES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnx"], "torch": []}
@@ -276,6 +278,45 @@ def test_a_large_job_is_measured_and_the_choice_remembered(tmp_path: Path, monke
             choose(network, 10**7, tmp_path)
     finally:
         torch.set_num_threads(threads)
+
+
+@needs_both
+def test_a_remembered_network_is_compared_too(tmp_path: Path) -> None:
+    """What lies in the folder may have come with it."""
+    network, other = unet(), unet(seed=1)
+    choose(network, 10**7, tmp_path)
+    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network))
+    choice.write_choice(
+        job.choice_file(["openvino", "onnx"]),
+        {"backend": "openvino", "sentence": "as it came", "seconds": {"openvino": 0.1}},
+    )
+    assert choose(network, 10**7, tmp_path)[1] == "as it came, as measured before"
+    kept = choice.COMPILED["openvino"].file(tmp_path, job.digest, WINDOWS[2], CHANNELS)
+    make("openvino", other, cache=tmp_path / "other")
+    assert kept is not None
+    shutil.copy(next((tmp_path / "other").iterdir()), kept)
+    backend, sentence = choose(network, 10**7, tmp_path)
+    assert "openvino left out: its logits differ" in sentence
+    assert (backend(windows(2, 2)) - logits_of(network, windows(2, 2))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_mixed_precision_is_what_the_card_computes_in(
+    supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older cards emulate bfloat16, slower than float32; and each card is asked for itself."""
+    asked: list[torch.device] = []
+
+    def on(device: torch.device) -> contextlib.AbstractContextManager[None]:
+        asked.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
+    )
+    assert mixed_type(torch.device("cuda:1")) == dtype
+    assert asked == [torch.device("cuda:1")]
 
 
 @needs_both

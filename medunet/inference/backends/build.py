@@ -84,7 +84,7 @@ def make_backend(
         raise _missing(name)
     try:
         backend = COMPILED[name].make(network, window, channels, cache, network_digest(network))
-        found = _difference(backend, network, example_window(window, channels, seed=1))
+        found = difference(backend, network, example_window(window, channels, seed=1))
     except ImportError as error:
         raise _missing(name) from error
     except MedunetError:
@@ -98,7 +98,7 @@ def make_backend(
     return backend
 
 
-def _difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
+def difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
     """What is wrong with a backend's logits of a window that the conversion has not seen."""
     with torch.no_grad():
         return disagreement(backend(unseen), copy_for_export(network)(unseen).float(), AGREEMENT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.backends.build import AGREEMENT, COMPILED, disagreement, first_line
+from medunet.inference.backends.build import AGREEMENT, COMPILED, difference, disagreement, first_line
 from medunet.inference.backends.cache import (
     is_kept,
     key_of,
@@ -150,7 +150,12 @@ def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | Non
     if name != plain.name and (name not in names or not job.cached(name)):
         return None
     try:
-        return Choice(plain if name == plain.name else job.make(name), sentence, float(kept["seconds"][name]))
+        seconds = float(kept["seconds"][name])
+        if name == plain.name:
+            return Choice(plain, sentence, seconds)
+        backend = job.make(name)
+        agrees = not difference(backend, job.network, example_window(job.window, job.channels, seed=1))
+        return Choice(backend, sentence, seconds) if agrees else None
     except Exception:  # it ran when it was chosen: measure again
         return None
 

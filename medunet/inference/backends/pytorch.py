@@ -28,7 +28,7 @@ class TorchBackend:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.mixed = amp and self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if self.mixed and torch.cuda.is_bf16_supported() else torch.float16
+        self.dtype = mixed_type(self.device) if self.mixed else torch.float16
         self.name = "torch" if way == WAYS[0] else f"torch, {way}"
         self.last = way != WAYS[0]
         self._sizes: set[int] | None = set() if way == WAYS[2] else None  # batches that are compiled
@@ -62,6 +62,12 @@ class TorchBackend:
         if not larger or len(windows) in (self._sizes or ()):
             return windows
         return torch.cat((windows, windows.new_zeros((min(larger) - len(windows), *windows.shape[1:]))))
+
+
+def mixed_type(device: torch.device) -> torch.dtype:
+    """What a CUDA device computes in for mixed precision: bfloat16, or float16 where it could only emulate that."""
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def channels_last(tensor: Tensor) -> torch.memory_format:
