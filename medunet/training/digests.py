@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 
 from medunet.data.atomic import write_json
 from medunet.data.dicom.source import Source
+from medunet.data.marks import files_of, folder_of, walk
 from medunet.data.volume import suffix_of
 from medunet.errors import InputError
 from medunet.types import StrPath
 
-_NAMED_DATA = re.compile(rb"^\s*(?:data ?file|ElementDataFile)\s*[:=]\s*(.+?)\s*$", re.I | re.M)
-_PAIRS = {".hdr": ".img", ".img": ".hdr", ".hdr.gz": ".img.gz", ".img.gz": ".hdr.gz"}
 _SETTLED_SECONDS = 3.0  # a file that changed later than this ago may change again within the clock's resolution
 _BLOCK = 1 << 20
 _LOCK = threading.Lock()
@@ -48,8 +44,8 @@ class Digests:
             InputError: it is missing or cannot be read.
         """
         where = Source.parse(source)
-        folder = where.path.parent if where.path.name.upper() == "DICOMDIR" else where.path
-        parts = self._folder(folder) if folder.is_dir() else self._files(_files(where.path))
+        folder = folder_of(where.path)
+        parts = self._files(files_of(where.path)) if folder is None else self._folder(folder)
         options = dict(where.options)
         if "on" in options:
             options["on"] = self.source(Path(where.path.parent, options["on"]))
@@ -65,7 +61,7 @@ class Digests:
 
     def _folder(self, folder: Path) -> list[list[str]]:
         """The digests of a folder's files; looked at once for all cases in it, unless something there changed."""
-        found = sorted(_walk(folder))
+        found = sorted(walk(folder))
         mark = _sha(repr(found).encode())
         if self._folders.get(folder, ("",))[0] != mark:
             names = [name for name, *_ in found]
@@ -93,39 +89,6 @@ class Digests:
             with _LOCK:
                 self._new[place] = [mark, digest]
         return digest
-
-
-def _files(path: Path) -> Iterator[tuple[str, Path]]:
-    """The files that a source which is a file is read from: itself and those that belong to it."""
-    yield "", path
-    suffix = suffix_of(path)
-    if suffix in _PAIRS:
-        other = path.with_name(path.name[: -len(suffix)] + _PAIRS[suffix])
-        if other.is_file():
-            yield _PAIRS[suffix], other
-    elif suffix in (".nhdr", ".mhd"):
-        yield from _data_files(path)
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Name, size and times of every file below a folder."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(place, name)
-            with suppress(FileNotFoundError):
-                state = os.stat(path)
-                yield os.path.relpath(path, folder), state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
-def _data_files(header: Path) -> Iterator[tuple[str, Path]]:
-    """The files beside a detached header that hold its voxels; all of the folder where it lists several."""
-    with suppress(OSError):
-        named = _NAMED_DATA.search(header.read_bytes()[:65_536])
-        name = named[1].decode("utf-8", "replace") if named else ""
-        if name and (header.parent / name).is_file():
-            yield name, header.parent / name
-        else:
-            yield from ((p.name, p) for p in sorted(header.parent.iterdir()) if p.is_file() and p != header)
 
 
 def _content(path: Path) -> str:
