@@ -19,7 +19,7 @@ COMPONENTS = "models/components.json"
 """Where a bundle keeps rules for components; they hold for the weights of the digest that they name."""
 
 _METADATA = "configs/metadata.json"
-_NO_MATTER = ("output_dir", "device", "save::output_format")
+_NO_MATTER = ("output_dir", "device", "device::name", "save::output_format")
 
 
 class Weights:
@@ -100,19 +100,33 @@ def plan_digest(bundle: Path, keys: Sequence[str] = ()) -> str:
 def model_digest(bundle: Path, overrides: Mapping[str, Any], weights: Path | None = None) -> str:
     """What labels depend on beside their input: weights, configs and overrides (not where and as what they go).
 
-    A coarser bundle that tells the region and partners count too. `weights`: the file, where it is not the bundle's
-    ``models/model.pt``.
+    A coarser bundle that tells the region and partners, with coarser ones of their own, count too.
+    `weights`: the file, where it is not the bundle's ``models/model.pt``.
     """
     digest = hashlib.sha256()
     for name in (weights or MODEL, "configs/inference.yaml", _METADATA):
         digest.update((bundle / name).read_bytes())
     digest.update((bundle / COMPONENTS).read_bytes() if (bundle / COMPONENTS).is_file() else b"")
     plan = json.loads((bundle / _METADATA).read_bytes())["plan"]
-    region = overrides.get("inferer::region", plan.get("region"))
-    others = [str(region["bundle"])] if isinstance(region, Mapping) and "bundle" in region else []
-    others += [str(partner) for partner in overrides.get("inferer::partners", plan.get("partners", ()))]
-    for path in (bundle / other / name for other in others for name in (MODEL, _METADATA)):
+    coarser = _coarser(bundle, overrides.get("inferer::region", plan.get("region")))
+    partners = [bundle / str(partner) for partner in overrides.get("inferer::partners", plan.get("partners", ()))]
+    theirs = [folder for partner in partners for folder in _coarser(partner, _plan_of(partner).get("region"))]
+    for path in (folder / name for folder in (*coarser, *partners, *theirs) for name in (MODEL, _METADATA)):
         digest.update(path.read_bytes() if path.is_file() else b"")
     relevant = {key: value for key, value in overrides.items() if key not in _NO_MATTER}
     digest.update(json.dumps(relevant, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _coarser(bundle: Path, region: Any) -> list[Path]:
+    """The bundle that tells the region of another one, if any does."""
+    return [bundle / str(region["bundle"])] if isinstance(region, Mapping) and "bundle" in region else []
+
+
+def _plan_of(bundle: Path) -> Mapping[str, Any]:
+    """Another bundle's plan; nothing where it cannot be read, which is told when it is asked for an answer."""
+    try:
+        plan: Any = json.loads((bundle / _METADATA).read_bytes())["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return plan if isinstance(plan, Mapping) else {}
