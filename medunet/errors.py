@@ -9,6 +9,7 @@
     ├── NetworkError             a network or an input size that does not fit it
     ├── TrainingError            a run that cannot go on as it is
     ├── ResourceError            memory or disk ran out
+    │   └── DiskFullError        a file that the disk has no room for
     ├── MismatchError            an input that the model was not trained for (``--force`` overrides)
     ├── PartialFailureError      exit code 1: some cases failed, the others are done
     └── UnsafeError              exit code 3: refused as unsafe
@@ -17,6 +18,8 @@ A message says what, where, got, do - in one sentence.
 """
 
 from __future__ import annotations
+
+import os
 
 
 class MedunetError(Exception):
@@ -55,6 +58,14 @@ class TrainingError(MedunetError):
 
 class ResourceError(MedunetError):
     """Memory or disk ran out."""
+
+
+class DiskFullError(ResourceError):
+    """A file that the disk has no room for; `place` is that file, or its folder."""
+
+    def __init__(self, message: str, place: str | os.PathLike[str] = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class MismatchError(MedunetError):

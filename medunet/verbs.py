@@ -128,7 +128,7 @@ def predict(
     from medunet.inference.inputs import find_cases
     from medunet.inference.runner import segment_cases
 
-    cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps)
+    cases = find_cases(inputs, read_plan(str(root))["channels"], allow_gaps=allow_gaps, output_dir=output)
     segmenter = load_segmenter(root, {"output_dir": str(output), **(overrides or {})})
     return segment_cases(
         segmenter, cases, output, force=force, keep_probabilities=probabilities, report=report, say=say

@@ -336,14 +336,15 @@ def test_predict_does_what_it_can_and_then_only_what_is_missing(
     assert code == 0
     assert text.count("already done") == 6
     other = Path(shutil.copytree(images, tmp_path / "others", ignore=shutil.ignore_patterns("sub")))
-    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
-    assert (code, text.count("already done")) == (0, 0)  # equal names are not equal patients
+    code, text, err = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
+    assert (code, text.count("already done")) == (1, 0)  # equal names are not equal patients
+    assert err.count("which is of another input or not of medunet; give another folder with -o, or --force") == 6
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu", "--force")
+    assert (code, text.count("already done")) == (0, 0)
     (other / "phantom_001.nii.gz").touch()
     code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu")
     assert text.count("already done") == 5  # one was changed since
-    code, text, _ = run(
-        "predict", trained_bundle, images, "-o", out, "--device", "cpu", "--mirror", "--overlap", "0.25"
-    )
+    code, text, _ = run("predict", trained_bundle, other, "-o", out, "--device", "cpu", "--mirror", "--overlap", "0.25")
     assert code == 0
     assert text.count("already done") == 0  # another way of predicting is another result
     assert (out / "phantom_000.nii.gz").is_file()

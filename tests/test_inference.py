@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from medunet.inference.inputs import find_cases, name_outputs
 from medunet.inference.outputs import decide, probabilities
 from medunet.inference.placement import axis_starts
 from medunet.inference.restoring import FLOOR, Restorer
+from medunet.inference.status import CaseResult, Status
 from medunet.inference.weights import load_weights
 from medunet.networks import UNet
 from medunet.networks.receptive import receptive_field
@@ -426,6 +428,53 @@ def test_channels_of_a_folder_belong_together(tmp_path: Path) -> None:
     touch(tmp_path / "case1_0002.nii")
     with pytest.raises(InputError, match="has 3 files, the model takes 2 channels"):
         find_cases([tmp_path], channels=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [("03", "has the channels 0000, 0003, the model takes 0000 to 0001"), ("12", "has the channels 0001, 0002")],
+)
+def test_channels_go_by_their_numbers(numbers: str, words: str, tmp_path: Path) -> None:
+    touch(*(tmp_path / f"case_000{n}.nii" for n in numbers))
+    with pytest.raises(InputError, match=words):
+        find_cases([tmp_path], channels=("a", "b"))
+
+
+def test_results_are_no_inputs(tmp_path: Path) -> None:
+    """Neither those in a folder below, nor those that earlier calls left beside the inputs."""
+    touch(tmp_path / "a.nii.gz", tmp_path / "out" / "c.nii.gz")
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "b.mha").touch()
+
+    def names(output: Path) -> list[str]:
+        return [case.output for case in find_cases([tmp_path], output_dir=output)]
+
+    assert names(tmp_path / "out") == ["a_mha.nii.gz", "a_nii_gz.nii.gz", "b.nii.gz"]
+    assert len(names(tmp_path)) == 4
+    status = Status(tmp_path, "digest")
+    status.add(CaseResult("a", "done", output="a.nii.gz"))
+    status.write()
+    assert names(tmp_path) == ["a.nii.gz", "b.nii.gz", "out/c.nii.gz"]
+
+
+def test_volumes_go_one_by_one() -> None:
+    batch = image_on(Grid.from_spacing((8, 8, 8)))[None]
+    with pytest.raises(InputError, match="a batch has 2 volumes, and they go one by one; set dataloader::batch_size"):
+        inferer()(torch.cat((batch, batch)), lambda windows: windows)
+
+
+def test_a_window_is_timed_when_it_is_warm() -> None:
+    calls: list[int] = []
+
+    def slow_at_first(windows: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(0.3 if len(calls) == 1 else 0.0)
+        return windows.repeat(1, 3, 1, 1, 1)
+
+    engine = inferer(patch_size=(8, 8, 8))
+    image = engine.frame.see(image_on(Grid.from_spacing((24, 24, 24))))
+    load = engine.workload(image, slow_at_first)
+    assert 0 < load.seconds < 0.3 * load.windows
 
 
 def test_folders_without_volumes_say_why(tmp_path: Path) -> None:

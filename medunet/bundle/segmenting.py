@@ -34,7 +34,6 @@ def load_segmenter(root: Path, overrides: Mapping[str, Any]) -> Segmenter:
             preprocessing=part("preprocessing"),
             inferer=part("inferer"),
             postprocessing=part("postprocessing"),
-            device=part("device"),
             digest=model_digest(root, overrides, weights.path.resolve()),
             output_format=part("save").output_format,
             calibrations=read_calibrations(root, file_digest(weights.path)),

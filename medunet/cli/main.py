@@ -144,7 +144,9 @@ def predict(
         bool, typer.Option("--mirror", help="average over mirrored inputs: slower, often better")
     ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also keep class probabilities")] = False,
-    force: Annotated[bool, typer.Option("--force", help="predict inputs that the model was not made for")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="take inputs that the model was not made for; replace others' results")
+    ] = False,
 ) -> None:
     """Segment volumes, each onto its own grid."""
     from medunet import verbs

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medunet.errors import ResourceError
+from medunet.errors import DiskFullError
 
 if TYPE_CHECKING:
     from medunet.types import StrPath
@@ -21,6 +21,8 @@ PART = ".part-"
 """How the names of files begin that are not whole yet."""
 
 _TORCH_FULL = ("file write failed", "unexpected pos", "iostream error")
+_UMASK = os.umask(0)  # asking sets it, for all threads: once, before there are any
+os.umask(_UMASK)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -29,7 +31,7 @@ def atomic_path(target: StrPath) -> Iterator[Path]:
     """A temporary path beside `target`, with its suffixes, that replaces it when the block ends well.
 
     Raises:
-        ResourceError: the disk is full or a file-size limit was reached; nothing is left behind.
+        DiskFullError: the disk is full or a file-size limit was reached; nothing is left behind.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def atomic_path(target: StrPath) -> Iterator[Path]:
         with disk_errors(target):
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -85,7 +87,7 @@ def write_with(target: StrPath, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def disk_errors(target: StrPath) -> Iterator[None]:
-    """Turn a full disk into a ResourceError that names `target`."""
+    """Turn a full disk into a DiskFullError that names `target`."""
     try:
         yield
     except OSError as error:
@@ -118,16 +120,11 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
-def _full(target: StrPath, error: BaseException) -> ResourceError:
-    return ResourceError(f"{target}: cannot be written, the disk is full ({error}); free some space and run again")
+def _full(target: StrPath, error: BaseException) -> DiskFullError:
+    message = f"{target}: cannot be written, the disk is full ({error}); free some space and run again"
+    return DiskFullError(message, target)
 
 
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

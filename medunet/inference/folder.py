@@ -10,16 +10,19 @@ from medunet.inference.inputs import find_cases
 
 
 class FolderInputs(Sequence[dict[str, Any]]):
-    """``{"image": path or paths, "output": name}`` per case of `folder`; empty while no folder is given."""
+    """``{"image": path or paths, "output": name}`` per case of `folder`; empty while no folder is given.
 
-    def __init__(self, folder: str | None, channels: Sequence[str]) -> None:
-        self.folder, self.channels = folder, tuple(channels)
+    What lies in `output_dir` below it, or was left there by earlier calls, are results and no cases.
+    """
+
+    def __init__(self, folder: str | None, channels: Sequence[str], output_dir: str | None = None) -> None:
+        self.folder, self.channels, self.output_dir = folder, tuple(channels), output_dir
 
     @cached_property
     def _items(self) -> list[dict[str, Any]]:
         if not self.folder:
             return []
-        cases = find_cases([self.folder], self.channels)
+        cases = find_cases([self.folder], self.channels, output_dir=self.output_dir)
         return [{"image": c.images[0] if len(c.images) == 1 else list(c.images), "output": c.output} for c in cases]
 
     def __len__(self) -> int:

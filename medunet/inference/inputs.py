@@ -15,6 +15,7 @@ from medunet.data.dicom.source import Source, is_dicom
 from medunet.data.pictures import GREY
 from medunet.data.volume import VOLUME_SUFFIXES, stem_of
 from medunet.errors import InputError
+from medunet.inference.status import results_in
 from medunet.types import StrPath
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's NAME_0000
@@ -34,7 +35,11 @@ class InputCase:
 
 
 def find_cases(
-    arguments: Iterable[StrPath], channels: Sequence[str] = ("image",), *, allow_gaps: bool = False
+    arguments: Iterable[StrPath],
+    channels: Sequence[str] = ("image",),
+    *,
+    allow_gaps: bool = False,
+    output_dir: StrPath | None = None,
 ) -> list[InputCase]:
     """The cases that files, folders and ``@list.txt`` arguments mean.
 
@@ -42,9 +47,10 @@ def find_cases(
     ``NAME_0001`` of one folder belong together, and DICOM series of one patient and frame of reference that bear the
     channels' names. A line of a list file is one case, its channels separated by ``;``, relative to the list's folder;
     a line that is one path is one file. Where the model's only channel is ``grey``, pictures are read as their luma.
+    Results of earlier calls in `output_dir` are no inputs, unless they are named.
 
     Raises:
-        InputError: nothing is there, or a case has another number of files than the model has channels.
+        InputError: nothing is there, or a case has other files than the model has channels.
     """
     groups: list[tuple[str, ...]] = []
     names: dict[tuple[str, ...], str] = {}
@@ -53,7 +59,7 @@ def find_cases(
         if text.startswith("@"):
             groups += _from_list(Path(text[1:]))
             continue
-        groups += _from_path(Path(text), len(channels))
+        groups += _from_path(Path(text), len(channels), output_dir)
         if is_dicom(text):
             from medunet.inference.dicom_inputs import find_stacks
 
@@ -115,9 +121,9 @@ def _from_list(path: Path) -> list[tuple[str, ...]]:
     return [tuple(str(path.parent / part) for part in row) for row in rows]
 
 
-def _from_path(path: Path, channels: int) -> list[tuple[str, ...]]:
+def _from_path(path: Path, channels: int, output_dir: StrPath | None) -> list[tuple[str, ...]]:
     if path.is_dir():
-        return _from_folder(path, channels)
+        return _from_folder(path, channels, output_dir)
     if is_dicom(path):
         return []
     if not path.exists():
@@ -127,15 +133,37 @@ def _from_path(path: Path, channels: int) -> list[tuple[str, ...]]:
     return [(str(path),)]
 
 
-def _from_folder(folder: Path, channels: int) -> list[tuple[str, ...]]:
+def _from_folder(folder: Path, channels: int, output_dir: StrPath | None) -> list[tuple[str, ...]]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_volume(p))
+    if output_dir is not None:
+        files = _without_results(files, folder.resolve(), Path(output_dir).resolve())
     if channels == 1:
         return [(str(path),) for path in files]
-    groups: dict[Path, list[str]] = defaultdict(list)
+    groups: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
         match = _CHANNEL.match(stem_of(path))
-        groups[path.parent / match["case"] if match else path].append(str(path))
-    return [tuple(group) for group in groups.values()]
+        groups[path.parent / match["case"] if match else path].append(path)
+    for group in groups.values():
+        _require_numbers(group, channels)
+    return [tuple(map(str, group)) for group in groups.values()]
+
+
+def _without_results(files: Sequence[Path], folder: Path, output: Path) -> list[Path]:
+    """Volumes of a folder but for all that lies in an output folder below it, and for what earlier calls left there."""
+    inside = output != folder and output.is_relative_to(folder)
+    results = {output / name for name in results_in(output)}
+    real = ((path, path.resolve()) for path in files)
+    return [path for path, at in real if at not in results and not (inside and at.is_relative_to(output))]
+
+
+def _require_numbers(files: Sequence[Path], channels: int) -> None:
+    """Refuse as many files as channels whose numbers are not those of the channels."""
+    numbers = [stem_of(path)[-4:] for path in files]
+    if len(files) == channels and numbers != [f"{number:04d}" for number in range(channels)]:
+        raise InputError(
+            f"{files[0]}: the case has the channels {', '.join(numbers)}, the model takes 0000 to {channels - 1:04d}; "
+            f"name them so, or list them in @list.txt"
+        )
 
 
 def _is_volume(path: Path) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medunet.data.resampling import Box, Resampling
 from medunet.data.transforms import NetworkImage, WholeImage
+from medunet.errors import NetworkError
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.border import Bordered
 from medunet.inference.device import synchronize
@@ -48,6 +49,9 @@ class Passage:
         importance: how much each voxel of a window counts.
         values: stored value per class, background first.
         sink: takes all probabilities on the file's grid, if wanted.
+
+    Raises:
+        NetworkError: (while it runs) a probability is not a number.
     """
 
     def __init__(
@@ -168,6 +172,11 @@ class Passage:
             part = part.cpu() if part.device.type == "mps" else part  # which has no float64
             winners.append(decide(part, self.classes))
             self.certainty.update(part, winners[-1])
+        if not self.certainty.finite:
+            raise NetworkError(
+                "the network's output is not a number; predict with --backend torch or on the CPU, and train again if it "
+                "is so there too"
+            )
         return torch.cat(winners, dim=axis)
 
 

@@ -14,21 +14,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import torch
 
-from medunet.data.atomic import remove_stale
+from medunet.data.atomic import PART, disk_errors, remove_stale
 from medunet.data.dicom.source import Source
+from medunet.data.marks import Marks
 from medunet.data.transforms import NetworkImage, without_voxels
 from medunet.data.volume import Header, read_header, require_nifti
-from medunet.errors import GeometryError, InputError, MedunetError, MismatchError, ResourceError, root_cause
+from medunet.errors import (
+    DiskFullError,
+    GeometryError,
+    InputError,
+    MedunetError,
+    MismatchError,
+    NetworkError,
+    root_cause,
+)
 from medunet.inference.compare import Concern, compare_grid, compare_intensity, compare_modality
 from medunet.inference.inputs import InputCase
 from medunet.inference.passage import Segmentation
 from medunet.inference.quality import Calibration, expected_quality
 from medunet.inference.restoring import Sink
-from medunet.inference.saving import output_name, probability_file, require_writable
+from medunet.inference.saving import output_name, probability_file, require_elsewhere, require_writable
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.windows import WindowInferer, is_out_of_memory
 
@@ -49,7 +59,6 @@ class Segmenter:
     preprocessing: Callable[[Any], Any]
     inferer: WindowInferer
     postprocessing: Callable[[Any], Any]
-    device: torch.device
     digest: str
     output_format: str = "nifti"
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
@@ -82,14 +91,18 @@ def segment_cases(
 ) -> list[CaseResult]:
     """Segment every case that is not done yet; a case that fails leaves the others unharmed.
 
+    `force` takes inputs that the model was not made for, and replaces results of other inputs.
     `report` is called when a case is written, from another thread; `say` before the first case is computed.
 
     Raises:
-        ResourceError: the disk is full (every further case would fail too).
+        InputError: the output folder cannot be written.
+        DiskFullError: the disk of the output folder is full (every further case would fail too).
     """
+    _require_folder(output_dir)
     remove_stale(output_dir)
     segmenter.inferer.expected = len(cases)
     run = _Run(segmenter, output_dir, force, keep_probabilities, (report, say))
+    run.claim(cases)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         try:
             opened = ahead(reader, run.open, cases, run.together, lambda work: work.small)
@@ -136,21 +149,38 @@ class _Run:
         self._told = False
         self.together = segmenter.inferer.together(segmenter.network)
         self.status = Status(output_dir, segmenter.digest)
+        self.marks = Marks(output_dir)
+        self._foreign: set[str] = set()
+
+    def claim(self, cases: Iterable[InputCase]) -> None:
+        """Note whose the results will be; those that are there and of others are not replaced unless forced."""
+        self._foreign = self.status.claim((self._waiting(case) for case in cases), self.force)
+
+    def _waiting(self, case: InputCase) -> CaseResult:
+        images = [str(Source.parse(image).absolute()) for image in case.images]
+        return CaseResult(
+            case.name, "waiting", output=output_name(case.output, self.segmenter.output_format), images=images
+        )
 
     def open(self, case: InputCase) -> Work:
         """Read a case and compare it with what the model was made for."""
-        output = output_name(case.output, self.segmenter.output_format)
-        images = [str(Source.parse(image).absolute()) for image in case.images]
-        old = self.status.before.get(output)
-        done = old is not None and old.get("images") == images and _is_later(self.output_dir / output, images)
-        if done and (not self.keep_probabilities or self._probability_path(case).is_file()):
-            kept = old or {}
-            result = CaseResult(case.name, "already done", output=output, warnings=kept.get("warnings", []))
-            result.expected_dice = kept.get("expected_dice")
+        result = self._waiting(case)
+        result.mark = self.marks.of(result.images)
+        old = self.status.before.get(result.output, {})
+        if self._is_done(case, result, old):
+            result = CaseResult(case.name, "already done", output=result.output, warnings=old.get("warnings", []))
+            result.expected_dice = old.get("expected_dice")
             return Work(case, result)
-        work = Work(case, CaseResult(case.name, "done", output=output, images=images))
+        work = Work(case, result)
         self._attempt(work, "read", self._open)
         return work
+
+    def _is_done(self, case: InputCase, result: CaseResult, old: Mapping[str, Any]) -> bool:
+        """Whether an earlier call made this result, of these very files, and kept what is wanted."""
+        if not result.mark or any(old.get(key) != getattr(result, key) for key in ("images", "mark")):
+            return False
+        kept = not self.keep_probabilities or (old.get("probabilities") and self._probability_path(case).is_file())
+        return bool(kept) and (self.output_dir / result.output).is_file()
 
     def groups(self, opened: Iterable[Work]) -> Iterator[list[Work]]:
         """Cases in their order, as many at a time as fill a forward pass with their windows."""
@@ -194,20 +224,35 @@ class _Run:
         except Exception as error:
             work.item = {}
             cause = root_cause(error)
-            if isinstance(cause, ResourceError) and "disk is full" in str(cause):
+            if isinstance(cause, DiskFullError) and _is_below(Path(cause.place), self.output_dir):
                 raise cause from error
-            work.result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
-            work.result.message = _sentence(work.case, cause)
+            self._fail(work, cause)
         _spent(work.result, {stage: time.perf_counter() - start} if stage else {})
+
+    def _fail(self, work: Work, cause: BaseException) -> None:
+        """Tell what went wrong, and that a result of an earlier call is still there."""
+        result = work.result
+        result.state = "refused" if isinstance(cause, (MismatchError, GeometryError)) else "failed"
+        result.message = _sentence(work.case, cause)
+        result.earlier = result.output in self.status.kept and (self.output_dir / result.output).is_file()
+        if result.earlier:
+            result.message += f" ({result.output} is of an earlier call)"
 
     def _open(self, work: Work) -> None:
         case, plan = work.case, self.segmenter.plan
+        output = self.output_dir / work.result.output
+        require_elsewhere(output, case.images)
+        if work.result.output in self._foreign:
+            work.result.output = ""
+            raise MismatchError(
+                f"{case.images[0]}: the result would replace {output}, which is of another input or not of medunet; "
+                f"give another folder with -o, or --force"
+            )
         if self.segmenter.output_format != "nifti":
             require_writable(case.images[0], self.segmenter.output_format)
         header = read_header(case.images[0])
         if self.segmenter.output_format == "nifti":
             require_nifti(case.images[0], header.grid)
-        _require_elsewhere(self.output_dir / work.result.output, case.images)
         work.result.warnings += whole_reading(case.images[0], header)
         work.result.geometry = None if header.verdict is None else dict(header.verdict)
         for image, channel in zip(case.images, plan["channels"], strict=False):
@@ -245,8 +290,9 @@ class _Run:
     def _sink(self, work: Work) -> AbstractContextManager[Sink | None]:
         if not self.keep_probabilities:
             return nullcontext()
-        channels = int(self.segmenter.plan["network"]["out_channels"])
-        return probability_file(self._probability_path(work.case), (channels, *work.item["seen"].file.shape))
+        plan = self.segmenter.plan
+        outputs = len(plan.get("regions") or plan["labels"])
+        return probability_file(self._probability_path(work.case), (outputs, *work.item["seen"].file.shape))
 
     def _keep(self, work: Work, made: Segmentation) -> None:
         """What is left of a case for the writer."""
@@ -269,14 +315,18 @@ class _Run:
             self.say(inferer.choice)
         if load.seconds > _LONG:
             flips = f" x {load.flips} flips" if load.flips > 1 else ""
+            others = ", partners not counted" if inferer.partners else ""
             self.say(
                 f"{name}: {load.windows} windows{flips}, about {in_words(load.seconds)}, "
-                f"{max(0.1, load.memory / 1e9):.1f} GB beside the network"
+                f"{max(0.1, load.memory / 1e9):.1f} GB beside the network{others}"
             )
 
     def _save(self, work: Work) -> None:
+        work.result.probabilities = self.keep_probabilities
+        if work.result.output in self.status.kept and not self.keep_probabilities:
+            self._probability_path(work.case).unlink(missing_ok=True)  # they are of the label map that goes
         work.result.warnings += self.segmenter.postprocessing(work.item).get("warnings", [])
-        work.item = {}
+        work.item, work.result.state = {}, "done"
 
     def _probability_path(self, case: InputCase) -> Path:
         return self.output_dir / f"{case.name}_probabilities.npy"
@@ -290,11 +340,18 @@ class _Run:
             work.result.warnings.append(message)
 
 
-def _require_elsewhere(output: Path, images: Sequence[str]) -> None:
-    """Refuse to write a result over its image."""
-    for image in images:
-        if Source.parse(image).path.resolve() == output.resolve():
-            raise InputError(f"{image}: the result would be written over it; give another output folder with -o")
+def _require_folder(folder: Path) -> None:
+    """Make the output folder, and refuse one that nothing can be written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder), TemporaryFile(prefix=PART, dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another folder with -o") from error
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def whole_reading(image: str, header: Header) -> list[str]:
@@ -305,12 +362,6 @@ def whole_reading(image: str, header: Header) -> list[str]:
     return [
         f"{image}: is read whole into memory ({pixels * header.channels / 1e9:.1f} GB); tiled TIFF is read by region"
     ]
-
-
-def _is_later(output: Path, images: Sequence[str]) -> bool:
-    """Whether a result is there and no image file was changed after it."""
-    files = [path for path in (Source.parse(image).path for image in images) if path.is_file()]
-    return output.is_file() and all(path.stat().st_mtime <= output.stat().st_mtime for path in files)
 
 
 def _spent(result: CaseResult, seconds: Mapping[str, float]) -> None:
@@ -332,6 +383,8 @@ def in_words(seconds: float) -> str:
 
 
 def _sentence(case: InputCase, cause: BaseException) -> str:
+    if isinstance(cause, NetworkError):  # which knows no file
+        return f"{case.images[0]}: {cause}"
     if isinstance(cause, MedunetError):
         return str(cause)
     if is_out_of_memory(cause):

@@ -24,7 +24,7 @@ from medunet.data.transforms import grid_of
 from medunet.data.volume import read_header, stem_of, write_label
 from medunet.errors import InputError
 from medunet.inference.restoring import Sink
-from medunet.inference.weights import model_digest
+from medunet.inference.weights import MODEL, model_digest
 from medunet.types import IntArray, Shape
 
 SUFFIXES = {
@@ -48,7 +48,8 @@ class SaveLabeld(MapTransform):
         output_format: ``nifti``; ``dicom-seg`` or ``rtstruct`` for DICOM; ``tiff`` or ``png`` for pictures.
         labelmap: write ``dicom-seg`` as Label Map Segmentation instead of BINARY.
         model: name of the model, for the object's algorithm identification.
-        bundle_root: its digest identifies the algorithm.
+        bundle_root: its digest, of configs and weights, identifies the algorithm.
+        weights: what predicts, below `bundle_root` or absolute.
         regions: the values of each region, where labels may overlap; of those a DICOM object has what is visible.
         instances: a class whose connected parts (faces) are numbered from 1 and written instead of the classes; voxels
             of a class ``border`` go to the nearest part within two voxels. Null: classes are written.
@@ -64,6 +65,7 @@ class SaveLabeld(MapTransform):
         model: str = "medunet",
         version: str = "",
         bundle_root: str = ".",
+        weights: str = MODEL,
         regions: Mapping[str, Sequence[int]] | None = None,
         instances: str | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class SaveLabeld(MapTransform):
         self.output_dir, self.output_format, self.labelmap = Path(output_dir), output_format, labelmap
         self.labels, self.codes = dict(labels or {}), dict(codes or {})
         self.covered = covered(regions or {})
-        self.model, self.version, self.bundle_root = model, version, Path(bundle_root)
+        self.model, self.version, self.bundle_root, self.weights = model, version, Path(bundle_root), Path(weights)
         self.instances = instances
         if instances is not None and (instances not in self.labels or output_format in ("dicom-seg", "rtstruct")):
             raise InputError(
@@ -84,12 +86,14 @@ class SaveLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item["image"]
-        first = sources_of(image)[0]
+        sources = sources_of(image)
+        first = sources[0]
         name = str(item.get("output") or stem_of(Source.parse(first).path)).removesuffix(".nii.gz")
         grid, labels = grid_of(image), item["pred"][0].numpy()
         if self.instances is not None:
             labels = numbered(labels, self.labels[self.instances], self.labels.get("border"))
         target = self.output_dir / output_name(name, self.output_format)
+        require_elsewhere(target, sources)
         if self.output_format == "nifti":
             write_label(target, labels, grid, like=first)
         elif self.output_format in PICTURES:
@@ -118,7 +122,7 @@ class SaveLabeld(MapTransform):
 
     @cached_property
     def _digest(self) -> str:
-        return model_digest(self.bundle_root, {})
+        return model_digest(self.bundle_root, {}, self.weights)
 
 
 def require_writable(source: str, output_format: str) -> Any:
@@ -139,6 +143,17 @@ def require_writable(source: str, output_format: str) -> Any:
     series = find_series(source)
     results.require_writable(series, output_format)
     return series
+
+
+def require_elsewhere(output: Path, images: Sequence[str]) -> None:
+    """Refuse to write a result over its image.
+
+    Raises:
+        InputError: it would be.
+    """
+    for path in (Source.parse(image).path for image in images):
+        if path.resolve() == output.resolve() or (output.exists() and path.exists() and path.samefile(output)):
+            raise InputError(f"{path}: the result would be written over it; give another output folder with -o")
 
 
 def covered(regions: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:

@@ -44,7 +44,10 @@ _GROUP = 8  # slices of a 2D network that are held at a time
 
 @dataclass(frozen=True)
 class Workload:
-    """What an image asks for: windows, flips of each, seconds (0 for few windows), and bytes beside the network."""
+    """What an image asks for: windows, flips of each, seconds (0 for few windows), and bytes beside the network.
+
+    Partners are not counted.
+    """
 
     windows: int
     flips: int
@@ -83,8 +86,9 @@ class WindowInferer(Inferer):
     Shapes: MetaTensor (1, channels, x, y, z) -> MetaTensor (1, 1, x, y, z) of stored label values, on the CPU.
 
     Raises:
-        InputError: (at call) another number of channels.
-        NetworkError: (at call) ``exact`` with a network whose output depends on all of its input.
+        InputError: (at call) another number of channels, or several volumes.
+        NetworkError: (at call) ``exact`` with a network whose output depends on all of its input, or an output that is
+            not a number.
         ResourceError: (at call) one window alone does not fit the memory, or the backend is not installed.
     """
 
@@ -140,7 +144,8 @@ class WindowInferer(Inferer):
 
     def crop(self, image: NetworkImage, network: Any) -> NetworkImage:
         """The part of an image that is worth a look."""
-        return self.region.crop(image, device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
+        device = device_of(network) if isinstance(network, nn.Module) else torch.device("cpu")
+        return self.region.crop(image, device, self.patch)
 
     @staticmethod
     def label_tensor(labels: AnyArray, grid: Grid) -> MetaTensor:
@@ -212,10 +217,11 @@ class WindowInferer(Inferer):
         backend = self.prepare(image, network)
         flips = 2 ** len(self.mirror_axes)
         if self._seconds is None and windows.count * flips >= _MANY:
-            start = time.perf_counter()
-            self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
-            synchronize(backend.device)
-            self._seconds = time.perf_counter() - start
+            for _ in range(2):  # the first is slower
+                start = time.perf_counter()
+                self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
+                synchronize(backend.device)
+                self._seconds = time.perf_counter() - start
         plane = math.prod(border.size) // border.size[windows.axis]
         held = 4 * plane * windows.depth * (len(self.values) + 1 + image.channels)
         return Workload(windows.count, flips, (self._seconds or 0.0) * windows.count * flips, held)
@@ -334,7 +340,13 @@ class _Function:
 
 
 def _alone(batch: MetaTensor) -> MetaTensor:
-    """The only volume of a batch, without copying it."""
+    """The only volume of a batch, without copying it.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(batch) != 1:
+        raise InputError(f"a batch has {len(batch)} volumes, and they go one by one; set dataloader::batch_size to 1")
     affine = torch.as_tensor(batch.affine).reshape(-1, 4, 4)[0]
     return MetaTensor(batch.as_tensor()[0], affine=affine)
 
