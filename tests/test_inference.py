@@ -22,7 +22,7 @@ from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, LoadVolumed, Preprocess, scale_of, to_classes
 from medunet.data.volume import read_volume, write_image, write_label
 from medunet.errors import BundleError, InputError, NetworkError, ResourceError, root_cause
-from medunet.inference import WindowInferer, pick_device, windows
+from medunet.inference import FolderInputs, WindowInferer, pick_device, windows
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
 from medunet.inference.inputs import find_cases, name_outputs
@@ -451,6 +451,7 @@ def test_results_are_no_inputs(tmp_path: Path) -> None:
 
     assert names(tmp_path / "out") == ["a_mha.nii.gz", "a_nii_gz.nii.gz", "b.nii.gz"]
     assert len(names(tmp_path)) == 4
+    assert len(FolderInputs(str(tmp_path), ["CT"], str(tmp_path / "out"))) == 3  # in MONAI's run too
     status = Status(tmp_path, "digest")
     status.add(CaseResult("a", "done", output="a.nii.gz"))
     status.write()
