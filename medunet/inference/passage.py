@@ -174,8 +174,8 @@ class Passage:
             self.certainty.update(part, winners[-1])
         if not self.certainty.finite:
             raise NetworkError(
-                "the network's output is not a number; predict with --backend torch or on the CPU, and train again if it "
-                "is so there too"
+                "the network's output is not a number; predict with --backend torch or on the CPU, and train again if "
+                "it is so there too"
             )
         return torch.cat(winners, dim=axis)
 
