@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,14 @@ from medunet.data.phantom import write_dataset
 settings.register_profile("medunet", deadline=None)
 settings.load_profile("medunet")
 TINY = ((24, 24, 16), (5.0, 5.0, 8.0))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What medunet keeps of its user is not touched by tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDUNET_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture

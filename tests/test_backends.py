@@ -24,6 +24,7 @@ from medunet.inference.backends import (
     Backend,
     OpenVinoBackend,
     TorchBackend,
+    build,
     choice,
     choose_backend,
     make_backend,
@@ -281,10 +282,20 @@ def test_a_large_job_is_measured_and_the_choice_remembered(tmp_path: Path, monke
 
 
 @needs_both
-def test_a_remembered_network_is_compared_too(tmp_path: Path) -> None:
+def test_a_remembered_network_is_compared_unless_it_was_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What lies in the folder may have come with it."""
     network, other = unet(), unet(seed=1)
     choose(network, 10**7, tmp_path)
+    make("onnx", network, cache=tmp_path)
+    with monkeypatch.context() as here:
+        here.setattr(build, "_difference", forbid)
+        make("onnx", network, cache=tmp_path)
+        here.setenv("MEDUNET_HOME", str(tmp_path / "of another user"))
+        with pytest.raises(NetworkError, match="nothing should be"):
+            make("onnx", network, cache=tmp_path)
+    assert not (tmp_path / "of another user").exists()
     job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network))
     choice.write_choice(
         job.choice_file(["openvino", "onnx"]),

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from medunet.errors import InputError, MedunetError, NetworkError, ResourceError
 from medunet.inference.backends import onnx, openvino
-from medunet.inference.backends.cache import network_digest
-from medunet.inference.backends.protocol import Backend, copy_for_export, example_window
+from medunet.inference.backends.cache import is_proved, network_digest, note_proved
+from medunet.inference.backends.protocol import Backend, Conversion, copy_for_export, example_window
 from medunet.inference.backends.pytorch import TorchBackend
 
-_Make: TypeAlias = Callable[[nn.Module, Sequence[int], int, Path | None, str], Backend]
+_Make: TypeAlias = Callable[[nn.Module, Sequence[int], int, Path | None, str], Conversion]
 _File: TypeAlias = Callable[[Path | None, str, Sequence[int], int], Path | None]
 
 
@@ -83,8 +83,7 @@ def make_backend(
     if not COMPILED[name].installed:
         raise _missing(name)
     try:
-        backend = COMPILED[name].make(network, window, channels, cache, network_digest(network))
-        found = difference(backend, network, example_window(window, channels, seed=1))
+        backend, found = compared(name, network, window, channels, cache, network_digest(network))
     except ImportError as error:
         raise _missing(name) from error
     except MedunetError:
@@ -98,7 +97,22 @@ def make_backend(
     return backend
 
 
-def difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
+def compared(
+    name: str, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str
+) -> tuple[Backend, str]:
+    """A converted network, and how its logits differ from PyTorch's; what was made and found right here is believed."""
+    file = COMPILED[name].file(cache, digest, window, channels)
+    proved = is_proved(file)
+    backend = COMPILED[name].make(network, window, channels, cache, digest)
+    if proved and not backend.converted:
+        return backend, ""
+    found = _difference(backend, network, example_window(window, channels, seed=1))
+    if backend.converted and not found:
+        note_proved(file)
+    return backend, found
+
+
+def _difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
     """What is wrong with a backend's logits of a window that the conversion has not seen."""
     with torch.no_grad():
         return disagreement(backend(unseen), copy_for_export(network)(unseen).float(), AGREEMENT)

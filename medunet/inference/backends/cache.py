@@ -1,7 +1,8 @@
 """Converted networks and measured choices, kept between runs in a folder.
 
 A model is one zip file, uncompressed: it appears whole or not at all, and its checksums tell a broken one. Whatever is
-wrong with the folder, callers do without it.
+wrong with the folder, callers do without it. Which conversions were made here and found right is noted apart from it,
+in the user's own folder: a bundle can come with conversions of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import nn
 
 from medunet.data.atomic import atomic_path, write_json
 from medunet.errors import ResourceError
+from medunet.inference.weights import file_digest
+from medunet.trust.archive.senders import own_folder
 
 _MOST_KEPT = 4  # converted networks: those of earlier weights go
 
@@ -69,8 +72,10 @@ def is_kept(path: Path | None) -> bool:
         return False
 
 
-def open_cached(path: Path | None, convert: Callable[[], Files], start: Callable[[Files], _Session]) -> _Session:
-    """Start a session from the files at `path`, or convert and keep them there.
+def open_cached(
+    path: Path | None, convert: Callable[[], Files], start: Callable[[Files], _Session]
+) -> tuple[_Session, bool]:
+    """Start a session from the files at `path`, or convert and keep them there; whether they were converted now.
 
     A file that is missing, broken, or not understood is made again; one that cannot be written is done without.
 
@@ -82,13 +87,43 @@ def open_cached(path: Path | None, convert: Callable[[], Files], start: Callable
     kept = _read(path)
     if kept is not None:
         try:
-            return start(kept)
+            return start(kept), False
         except Exception:  # whatever a foreign library makes of a foreign file: convert again
             kept = None
     files = convert()
     session = start(files)
     _write(path, files)
-    return session
+    return session, True
+
+
+def is_proved(path: Path | None) -> bool:
+    """Whether these very bytes were converted by this user's medunet and found to compute what PyTorch does.
+
+    A file's name tells of which network, window and versions it is.
+    """
+    try:
+        return path is not None and _line(path) in _proved().read_text(encoding="utf-8").splitlines()
+    except _UNUSABLE:
+        return False
+
+
+def note_proved(path: Path | None) -> None:
+    """Note that the conversion at `path` was made here and compared, if there is such a file and it can be noted."""
+    try:
+        if path is not None and not is_proved(path):
+            _proved().parent.mkdir(parents=True, exist_ok=True)
+            with _proved().open("a", encoding="utf-8") as file:
+                file.write(_line(path) + "\n")
+    except _UNUSABLE:
+        return
+
+
+def _proved() -> Path:
+    return own_folder() / "conversions"
+
+
+def _line(path: Path) -> str:
+    return f"{file_digest(path)} {path.name}"
 
 
 def read_choice(path: Path | None) -> dict[str, Any]:

@@ -12,17 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.backends.build import AGREEMENT, COMPILED, difference, disagreement, first_line
+from medunet.inference.backends.build import AGREEMENT, COMPILED, compared, disagreement, first_line
 from medunet.inference.backends.cache import (
     is_kept,
     key_of,
     network_digest,
+    note_proved,
     processor,
     read_choice,
     version,
     write_choice,
 )
-from medunet.inference.backends.protocol import Backend, example_window
+from medunet.inference.backends.protocol import Backend, Conversion, example_window
 from medunet.inference.backends.pytorch import WAYS, TorchBackend
 from medunet.inference.device import synchronize
 
@@ -60,11 +61,11 @@ class _Job:
     cache: Path | None
     digest: str
 
-    def cached(self, name: str) -> bool:
-        """Whether the converted network lies in the cache."""
-        return is_kept(COMPILED[name].file(self.cache, self.digest, self.window, self.channels))
+    def file(self, name: str) -> Path | None:
+        """Where the converted network lies, once it is converted."""
+        return COMPILED[name].file(self.cache, self.digest, self.window, self.channels)
 
-    def make(self, name: str) -> Backend:
+    def make(self, name: str) -> Conversion:
         """The compiled backend called `name`."""
         return COMPILED[name].make(self.network, self.window, self.channels, self.cache, self.digest)
 
@@ -147,15 +148,14 @@ def _started(plain: TorchBackend, amp: bool, way: str, example: Tensor) -> Backe
 def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | None:
     kept = read_choice(job.choice_file(names))
     name, sentence = str(kept.get("backend")), f"{kept.get('sentence')}, as measured before"
-    if name != plain.name and (name not in names or not job.cached(name)):
+    if name != plain.name and (name not in names or not is_kept(job.file(name))):
         return None
     try:
         seconds = float(kept["seconds"][name])
         if name == plain.name:
             return Choice(plain, sentence, seconds)
-        backend = job.make(name)
-        agrees = not difference(backend, job.network, example_window(job.window, job.channels, seed=1))
-        return Choice(backend, sentence, seconds) if agrees else None
+        backend, found = compared(name, job.network, job.window, job.channels, job.cache, job.digest)
+        return None if found else Choice(backend, sentence, seconds)
     except Exception:  # it ran when it was chosen: measure again
         return None
 
@@ -179,6 +179,8 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
             refused.append(f"{name} left out: {tried}")
             continue
         backend, times[name] = tried
+        if getattr(backend, "converted", False):
+            note_proved(job.file(name))
         best = backend if times[name] < times[best.name] else best
     sentence = _sentence(best.name, times, refused)
     write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
@@ -194,7 +196,7 @@ def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> lis
     worth: list[str] = []
     cost = 0.0
     for name in names:
-        cost += (START_SECONDS if job.cached(name) else CONVERT_SECONDS) + _TRIAL_WINDOWS * seconds
+        cost += (START_SECONDS if is_kept(job.file(name)) else CONVERT_SECONDS) + _TRIAL_WINDOWS * seconds
         if cost < (_FURTHER_SHARE if worth else _FIRST_SHARE) * windows * seconds:
             worth.append(name)
     return worth

@@ -42,7 +42,9 @@ class OnnxBackend:
         self.runtime = onnxruntime
         self.runtime.disable_telemetry_events()
         path = model_file(cache, digest, window, channels)
-        self.session = open_cached(path, lambda: _convert(network, example_window(window, channels)), self._start)
+        self.session, self.converted = open_cached(
+            path, lambda: _convert(network, example_window(window, channels)), self._start
+        )
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""

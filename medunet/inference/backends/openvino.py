@@ -43,7 +43,9 @@ class OpenVinoBackend:
     ) -> None:
         self.openvino = import_openvino()
         path = model_file(cache, digest, window, channels)
-        self.request = open_cached(path, lambda: self._convert(network, example_window(window, channels)), self._start)
+        self.request, self.converted = open_cached(
+            path, lambda: self._convert(network, example_window(window, channels)), self._start
+        )
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""

@@ -30,6 +30,12 @@ class Backend(Protocol):
         ...
 
 
+class Conversion(Backend, Protocol):
+    """A backend that converts the network; `converted`: now, and not in an earlier call or somewhere else."""
+
+    converted: bool
+
+
 def full_output(result: Any) -> Tensor:
     """The full-resolution output of a network that may return several, highest resolution first."""
     first: Tensor = result[0] if isinstance(result, (list, tuple)) else result

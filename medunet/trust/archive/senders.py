@@ -13,10 +13,15 @@ from medunet.trust.archive.strictjson import canonical, parse
 _FINGERPRINT = re.compile(r"SHA256:[0-9a-f]{64}")
 
 
-def senders_file() -> Path:
-    """Where senders are kept: below ``$MEDUNET_HOME``, else in ``~/.config/medunet``."""
+def own_folder() -> Path:
+    """Where medunet keeps what is of this user and of no bundle: ``$MEDUNET_HOME``, else ``~/.config/medunet``."""
     home = os.environ.get("MEDUNET_HOME")
-    return (Path(home) if home else Path.home() / ".config" / "medunet") / "senders.json"
+    return Path(home) if home else Path.home() / ".config" / "medunet"
+
+
+def senders_file() -> Path:
+    """Where senders are kept."""
+    return own_folder() / "senders.json"
 
 
 def known_sender(name: str) -> str | None:
