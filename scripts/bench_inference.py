@@ -148,7 +148,7 @@ def precision(bench: Bench, minutes: float) -> dict[str, Any]:
     load_segmenter = importlib.import_module("medunet.bundle.segmenting").load_segmenter
     parts = load_segmenter(trained_bundle(bench.work, minutes), {"inferer::backend": "torch", "inferer::region": "all"})
     item = parts.preprocessing({"image": str(bench.volume("speed", (128, 128, 112)))})
-    kind = parts.device.type
+    kind = next(parts.network.parameters()).device.type
 
     def run(windows: Any, rounded: bool) -> Any:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=rounded):
@@ -170,7 +170,7 @@ def window(bench: Bench, minutes: float) -> dict[str, Any]:
     ways = importlib.import_module("medunet.inference.backends.pytorch").WAYS
     load_segmenter = importlib.import_module("medunet.bundle.segmenting").load_segmenter
     parts = load_segmenter(trained_bundle(bench.work, minutes), {"inferer::backend": "torch"})
-    edges, device = parts.inferer.patch, parts.device
+    edges, device = parts.inferer.patch, next(parts.network.parameters()).device
     example = torch.randn((1, 1, *edges), generator=torch.Generator().manual_seed(0)).to(device)
     made: dict[str, Any] = {}
     first: dict[str, float] = {}
