@@ -30,7 +30,7 @@ from medunet.inference.backends import (
     make_backend,
     network_digest,
 )
-from medunet.inference.backends.pytorch import mixed_type
+from medunet.inference.device import mixed_type
 from medunet.networks import UNet
 
 PACKAGES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnx"], "torch": []}

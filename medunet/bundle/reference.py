@@ -73,7 +73,12 @@ def run_reference(root: Path) -> Answer:
     from medunet.inference.device import one_thread
 
     files = [str(path) for path in sorted((root / "reference").glob("input*.nii"))]
-    overrides = {"device::name": "cpu", "inferer::backend": "torch", "inferer::bundle_root": None}
+    overrides = {
+        "device::name": "cpu",
+        "inferer::backend": "torch",
+        "inferer::bundle_root": None,
+        "inferer::amp": False,
+    }
     with one_thread(), explained(root / "configs" / "inference.yaml"):
         segmenter = load_segmenter(root, overrides)
         item = segmenter.preprocessing({"image": files[0] if len(files) == 1 else files})

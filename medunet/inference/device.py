@@ -37,6 +37,21 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def mixed_type(device: torch.device) -> torch.dtype | None:
+    """What a device computes in for mixed precision; None where its hardware has nothing below float32.
+
+    CUDA: bfloat16, or float16 where the card could only emulate that. CPU: bfloat16 where the processor multiplies it
+    (AVX-512 BF16, AMX, Arm's BF16).
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type != "cpu":
+        return None
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else None
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a CUDA device has done what it was given, so that seconds are those of the work."""
     if device.type == "cuda":

@@ -72,7 +72,7 @@ class WindowInferer(Inferer):
             voxel computed once, equal to the whole volume in one pass; for networks that have such a bound. Those
             without padding always run so; a patch is then what a tile sees, and `border` what it sees at the ends.
         border: what lies beyond an image smaller than a window: ``constant``, ``edge`` or ``mirror``.
-        amp: mixed precision on CUDA.
+        amp: mixed precision where the device has it.
         backend: ``torch``, ``openvino``, ``onnx``, or ``auto``: what is fastest here.
         bundle_root: converted networks are kept in its ``models/compiled``; null: nowhere.
         partners: folders of other bundles of the same labels, below `bundle_root` or absolute, whose probabilities are

@@ -264,7 +264,9 @@ class _Draft:
             overlap=self.take("overlap", 0.5, "half a window, as nnU-Net, with Gaussian weights"),
             region=self._region(normalization),
             partners=tuple(self.take("partners", (), "one bundle alone")),
-            amp=self.take("amp", self.budget.device == "cuda", "mixed precision on CUDA only"),
+            amp=self.take(
+                "amp", True, "mixed precision where the hardware has it: CUDA, processors that multiply bfloat16"
+            ),
             memory_estimate=self._memory(network, patch, batch),
             seen={
                 "cases": self.data.cases,

@@ -23,6 +23,7 @@ from medunet.training.losses import (
 )
 from medunet.training.patches import CutPatch
 from medunet.training.placing import place
+from medunet.training.precision import MixedInferer, by_trainer
 from medunet.training.schedule import Schedule
 from medunet.training.stopping import Attached, Stopping
 from medunet.training.store import PatchStore
@@ -47,6 +48,7 @@ __all__ = [
     "InitialWeights",
     "Jaccard",
     "Log",
+    "MixedInferer",
     "PatchLoader",
     "PatchStore",
     "Sample",
@@ -58,6 +60,7 @@ __all__ = [
     "Validation",
     "WeightAverage",
     "WeightedCE",
+    "by_trainer",
     "distribute",
     "leave",
     "local_device",

@@ -16,18 +16,26 @@ from medunet.inference.backends import onnx, openvino
 from medunet.inference.backends.cache import is_proved, network_digest, note_proved
 from medunet.inference.backends.protocol import Backend, Conversion, copy_for_export, example_window
 from medunet.inference.backends.pytorch import TorchBackend
+from medunet.inference.device import mixed_type
 
-_Make: TypeAlias = Callable[[nn.Module, Sequence[int], int, Path | None, str], Conversion]
 _File: TypeAlias = Callable[[Path | None, str, Sequence[int], int], Path | None]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A backend that converts the network: what it needs, how it is made, where its file lies."""
+    """A backend that converts the network: what it needs, how it is made, where its file lies, if it takes `mixed`."""
 
     packages: tuple[str, ...]
-    make: _Make
+    kind: Callable[..., Conversion]
     file: _File
+    mixes: bool = False
+
+    def make(
+        self, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str, mixed: bool
+    ) -> Conversion:
+        """The converted network; in mixed precision where that is asked for and it can."""
+        options = {"mixed": mixed} if self.mixes else {}
+        return self.kind(network, window, channels, cache, digest, **options)
 
     @property
     def installed(self) -> bool:
@@ -39,12 +47,14 @@ class Compiled:
 
 
 COMPILED = {
-    "openvino": Compiled(("openvino",), openvino.OpenVinoBackend, openvino.model_file),
+    "openvino": Compiled(("openvino",), openvino.OpenVinoBackend, openvino.model_file, mixes=True),
     "onnx": Compiled(("onnxruntime", "onnx"), onnx.OnnxBackend, onnx.model_file),
 }
 NAMES = ("torch", *COMPILED)
 AGREEMENT = 1e-3
 """How far logits may be from PyTorch's, as a fraction of the range of those."""
+MIXED_AGREEMENT = 0.02
+"""AGREEMENT in mixed precision, where the order of sums tells in the third digit."""
 
 
 def make_backend(
@@ -65,7 +75,7 @@ def make_backend(
         device: where to run; compiled backends run on the CPU only.
         window: spatial size of the network's input, 2 or 3 numbers.
         channels: image channels.
-        amp: mixed precision (torch on CUDA only).
+        amp: mixed precision where the device has it; ONNX Runtime stays in float32.
         cache: folder for converted networks, or None.
 
     Raises:
@@ -83,7 +93,8 @@ def make_backend(
     if not COMPILED[name].installed:
         raise _missing(name)
     try:
-        backend, found = compared(name, network, window, channels, cache, network_digest(network))
+        mixed = amp and mixed_type(device) is not None
+        backend, found = compared(name, network, window, channels, cache, network_digest(network), mixed)
     except ImportError as error:
         raise _missing(name) from error
     except MedunetError:
@@ -98,24 +109,25 @@ def make_backend(
 
 
 def compared(
-    name: str, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str
+    name: str, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str, mixed: bool
 ) -> tuple[Backend, str]:
     """A converted network, and how its logits differ from PyTorch's; what was made and found right here is believed."""
     file = COMPILED[name].file(cache, digest, window, channels)
-    proved = is_proved(file)
-    backend = COMPILED[name].make(network, window, channels, cache, digest)
+    proved = is_proved(file, mixed)
+    backend = COMPILED[name].make(network, window, channels, cache, digest, mixed)
     if proved and not backend.converted:
         return backend, ""
-    found = _difference(backend, network, example_window(window, channels, seed=1))
+    agreement = MIXED_AGREEMENT if mixed else AGREEMENT
+    found = _difference(backend, network, example_window(window, channels, seed=1), agreement)
     if backend.converted and not found:
-        note_proved(file)
+        note_proved(file, mixed)
     return backend, found
 
 
-def _difference(backend: Backend, network: nn.Module, unseen: Tensor) -> str:
+def _difference(backend: Backend, network: nn.Module, unseen: Tensor, agreement: float) -> str:
     """What is wrong with a backend's logits of a window that the conversion has not seen."""
     with torch.no_grad():
-        return disagreement(backend(unseen), copy_for_export(network)(unseen).float(), AGREEMENT)
+        return disagreement(backend(unseen), copy_for_export(network)(unseen).float(), agreement)
 
 
 def disagreement(logits: Tensor, expected: Tensor, agreement: float) -> str:

@@ -96,24 +96,24 @@ def open_cached(
     return session, True
 
 
-def is_proved(path: Path | None) -> bool:
+def is_proved(path: Path | None, mixed: bool = False) -> bool:
     """Whether these very bytes were converted by this user's medunet and found to compute what PyTorch does.
 
-    A file's name tells of which network, window and versions it is.
+    A file's name tells of which network, window and versions it is; `mixed`: computing in bfloat16.
     """
     try:
-        return path is not None and _line(path) in _proved().read_text(encoding="utf-8").splitlines()
+        return path is not None and _line(path, mixed) in _proved().read_text(encoding="utf-8").splitlines()
     except _UNUSABLE:
         return False
 
 
-def note_proved(path: Path | None) -> None:
+def note_proved(path: Path | None, mixed: bool = False) -> None:
     """Note that the conversion at `path` was made here and compared, if there is such a file and it can be noted."""
     try:
-        if path is not None and not is_proved(path):
+        if path is not None and not is_proved(path, mixed):
             _proved().parent.mkdir(parents=True, exist_ok=True)
             with _proved().open("a", encoding="utf-8") as file:
-                file.write(_line(path) + "\n")
+                file.write(_line(path, mixed) + "\n")
     except _UNUSABLE:
         return
 
@@ -122,8 +122,8 @@ def _proved() -> Path:
     return own_folder() / "conversions"
 
 
-def _line(path: Path) -> str:
-    return f"{file_digest(path)} {path.name}"
+def _line(path: Path, mixed: bool) -> str:
+    return f"{file_digest(path)} {path.name}" + (" bfloat16" if mixed else "")
 
 
 def read_choice(path: Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.backends.build import AGREEMENT, COMPILED, compared, disagreement, first_line
+from medunet.inference.backends.build import AGREEMENT, COMPILED, MIXED_AGREEMENT, compared, disagreement, first_line
 from medunet.inference.backends.cache import (
     is_kept,
     key_of,
@@ -35,8 +35,6 @@ COMPILE_SECONDS = {"cpu": 15.0, "cuda": 60.0}
 """About what ``torch.compile`` costs."""
 TRIED = {"cpu": WAYS[2:], "cuda": WAYS[1:]}
 """Which ways of PyTorch are tried; on the CPU channels last alone are slower (measured)."""
-MIXED_AGREEMENT = 0.02
-"""AGREEMENT in mixed precision, where the order of sums tells in the third digit."""
 _TRIAL_WINDOWS = 3
 _STARTS = 3  # runs until a compiled network with CUDA graphs is as fast as it will be
 _FIRST_SHARE, _FURTHER_SHARE = 0.4, 0.1
@@ -60,6 +58,12 @@ class _Job:
     channels: int
     cache: Path | None
     digest: str
+    mixed: bool
+
+    @property
+    def agreement(self) -> float:
+        """How far logits may be from PyTorch's."""
+        return MIXED_AGREEMENT if self.mixed else AGREEMENT
 
     def file(self, name: str) -> Path | None:
         """Where the converted network lies, once it is converted."""
@@ -67,12 +71,13 @@ class _Job:
 
     def make(self, name: str) -> Conversion:
         """The compiled backend called `name`."""
-        return COMPILED[name].make(self.network, self.window, self.channels, self.cache, self.digest)
+        return COMPILED[name].make(self.network, self.window, self.channels, self.cache, self.digest, self.mixed)
 
     def choice_file(self, names: Sequence[str]) -> Path | None:
         """Where the choice among `names` is remembered: it holds for these versions, threads and processor."""
         versions = [f"{package} {version(package)}" for package in ("medunet", "torch")]
         versions += [f"{name} {version(COMPILED[name].packages[0])}" for name in names]
+        versions += ["mixed precision"] if self.mixed else []
         key = key_of(self.digest, self.window, self.channels, [*versions, torch.get_num_threads(), processor()])
         return None if self.cache is None else Path(self.cache) / f"choice-{key}.json"
 
@@ -98,7 +103,7 @@ def choose_backend(
         device: where to run; anything but the CPU runs in PyTorch.
         window: spatial size of the network's input, 2 or 3 numbers.
         channels: image channels.
-        amp: mixed precision (torch on CUDA only).
+        amp: mixed precision where the device has it; ONNX Runtime stays in float32.
         cache: folder for converted networks and choices, or None.
         windows: about how many windows there are to run.
     """
@@ -108,7 +113,7 @@ def choose_backend(
         return Choice(plain, f"torch: the backend for {plain.device.type}")
     if plain.device.type == "cuda" or not names:
         return fastest_way(plain, amp, example_window(window, channels), windows)
-    job = _Job(network, window, channels, cache, network_digest(network))
+    job = _Job(network, window, channels, cache, network_digest(network), plain.mixed)
     return _remembered(job, plain, names) or _measured(job, plain, names, windows)
 
 
@@ -145,7 +150,7 @@ def _started(plain: TorchBackend, amp: bool, way: str, example: Tensor) -> Backe
     return backend
 
 
-def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | None:
+def _remembered(job: _Job, plain: TorchBackend, names: Sequence[str]) -> Choice | None:
     kept = read_choice(job.choice_file(names))
     name, sentence = str(kept.get("backend")), f"{kept.get('sentence')}, as measured before"
     if name != plain.name and (name not in names or not is_kept(job.file(name))):
@@ -154,13 +159,13 @@ def _remembered(job: _Job, plain: Backend, names: Sequence[str]) -> Choice | Non
         seconds = float(kept["seconds"][name])
         if name == plain.name:
             return Choice(plain, sentence, seconds)
-        backend, found = compared(name, job.network, job.window, job.channels, job.cache, job.digest)
+        backend, found = compared(name, job.network, job.window, job.channels, job.cache, job.digest, job.mixed)
         return None if found else Choice(backend, sentence, seconds)
     except Exception:  # it ran when it was chosen: measure again
         return None
 
 
-def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> Choice:
+def _measured(job: _Job, plain: TorchBackend, names: Sequence[str], windows: int) -> Choice:
     if windows * _FIRST_SHARE <= _TRIAL_WINDOWS:
         return Choice(plain, f"torch: {_counted(windows)} too few to prepare another backend")
     example = example_window(job.window, job.channels, seed=1)  # one that no conversion has seen
@@ -172,17 +177,18 @@ def _measured(job: _Job, plain: Backend, names: Sequence[str], windows: int) -> 
     if not worth:
         sentence = f"torch: {duration(seconds)} a window; {_counted(windows)} too few to prepare another backend"
         return Choice(plain, sentence, seconds)
-    best, times, refused = plain, {plain.name: seconds}, []
+    best: Backend = plain
+    times, refused = {plain.name: seconds}, []
     for name in worth:
-        tried = _trial(partial(job.make, name), example, logits)
+        tried = _trial(partial(job.make, name), example, logits, job.agreement)
         if isinstance(tried, str):
             refused.append(f"{name} left out: {tried}")
             continue
         backend, times[name] = tried
         if getattr(backend, "converted", False):
-            note_proved(job.file(name))
+            note_proved(job.file(name), job.mixed)
         best = backend if times[name] < times[best.name] else best
-    sentence = _sentence(best.name, times, refused)
+    sentence = _sentence(best.name, times, refused) + ("; in bfloat16" if getattr(best, "mixed", False) else "")
     write_choice(job.choice_file(names), {"backend": best.name, "sentence": sentence, "seconds": times})
     return Choice(best, sentence, times[best.name])
 
@@ -203,7 +209,7 @@ def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> lis
 
 
 def _trial(
-    make: Callable[[], Backend], example: Tensor, expected: Tensor, agreement: float = AGREEMENT
+    make: Callable[[], Backend], example: Tensor, expected: Tensor, agreement: float
 ) -> tuple[Backend, float] | str:
     """A backend and its seconds for a window, or why it is left out."""
     try:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32."""
+"""OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TELEMETRY = "openvino_telemetry"
 class OpenVinoBackend:
     """A compiled copy of the network with its present weights; one window at a time on all of torch's threads.
 
-    Precision is float32: OpenVINO is told not to fall back to bfloat16 or float16, in the file and in computing.
+    Precision is float32, in the file and in computing, unless `mixed`: then it computes in bfloat16.
 
     Args:
         network: any module on the CPU that can be traced; it is copied and not changed.
@@ -29,6 +29,7 @@ class OpenVinoBackend:
         channels: image channels.
         cache: folder for converted networks, or None.
         digest: `network_digest` of the network.
+        mixed: compute in bfloat16; only where the processor has it.
 
     Raises:
         ImportError: openvino is not installed.
@@ -39,9 +40,15 @@ class OpenVinoBackend:
     device = torch.device("cpu")
 
     def __init__(
-        self, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str
+        self,
+        network: nn.Module,
+        window: Sequence[int],
+        channels: int,
+        cache: Path | None,
+        digest: str,
+        mixed: bool = False,
     ) -> None:
-        self.openvino = import_openvino()
+        self.openvino, self.mixed = import_openvino(), mixed
         path = model_file(cache, digest, window, channels)
         self.request, self.converted = open_cached(
             path, lambda: self._convert(network, example_window(window, channels)), self._start
@@ -71,7 +78,7 @@ class OpenVinoBackend:
         core = self.openvino.Core()
         model = core.read_model(files["model.xml"], files["model.bin"])
         options = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.mixed else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }

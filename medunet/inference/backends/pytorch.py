@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medunet.inference.backends.protocol import full_output
+from medunet.inference.device import mixed_type
 
 WAYS = ("plain", "channels-last", "compiled")
 """How PyTorch can run a network: as it is; with channels last in memory; so and through ``torch.compile``."""
@@ -19,7 +20,7 @@ class TorchBackend:
     Args:
         network: any module that returns logits, or a list of them with the highest resolution first.
         device: where to run.
-        amp: mixed precision on CUDA, bfloat16 or (on cards without it) float16; other devices stay in float32.
+        amp: mixed precision where the device has it (`mixed_type`); others stay in float32.
         way: one of WAYS. The last two rearrange the network's weights in memory; ``compiled`` takes a minute or so at
             the first call of a size and, on CUDA, replays graphs. A batch is filled up to a size that ran before.
     """
@@ -27,8 +28,8 @@ class TorchBackend:
     def __init__(self, network: nn.Module, device: torch.device | str, amp: bool = False, way: str = "plain") -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
-        self.mixed = amp and self.device.type == "cuda"
-        self.dtype = mixed_type(self.device) if self.mixed else torch.float16
+        self.dtype = mixed_type(self.device) if amp else None
+        self.mixed = self.dtype is not None
         self.name = "torch" if way == WAYS[0] else f"torch, {way}"
         self.last = way != WAYS[0]
         self._sizes: set[int] | None = set() if way == WAYS[2] else None  # batches that are compiled
@@ -62,12 +63,6 @@ class TorchBackend:
         if not larger or len(windows) in (self._sizes or ()):
             return windows
         return torch.cat((windows, windows.new_zeros((min(larger) - len(windows), *windows.shape[1:]))))
-
-
-def mixed_type(device: torch.device) -> torch.dtype:
-    """What a CUDA device computes in for mixed precision: bfloat16, or float16 where it could only emulate that."""
-    with torch.cuda.device(device):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def channels_last(tensor: Tensor) -> torch.memory_format:
