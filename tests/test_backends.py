@@ -132,7 +132,7 @@ def test_windows_may_be_views(name: str) -> None:
 def test_torch_sees_later_weights_and_keeps_those_there_are() -> None:
     network = unet(deep_supervision=1).train()
     digest = network_digest(network)
-    backend = TorchBackend(network, "cpu", amp=True)
+    backend = TorchBackend(network, "cpu")
     first = backend(windows(2, 1))
     assert network_digest(network) == digest
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_a_remembered_network_is_compared_unless_it_was_made_here(
         with pytest.raises(NetworkError, match="nothing should be"):
             make("onnx", network, cache=tmp_path)
     assert not (tmp_path / "of another user").exists()
-    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network))
+    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network), mixed=False)
     choice.write_choice(
         job.choice_file(["openvino", "onnx"]),
         {"backend": "openvino", "sentence": "as it came", "seconds": {"openvino": 0.1}},
@@ -330,11 +330,71 @@ def test_mixed_precision_is_what_the_card_computes_in(
     assert asked == [torch.device("cuda:1")]
 
 
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"bf16": True, "sve": False}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, None),
+        ({}, None),
+    ],
+)
+def test_a_processor_mixes_only_what_it_multiplies(
+    able: dict[str, bool], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert mixed_type(torch.device("cpu")) is dtype
+    assert mixed_type(torch.device("mps")) is None
+    network, x = unet(), windows(2, 2)
+    backend = TorchBackend(network, "cpu", amp=True)
+    logits, expected = backend(x), logits_of(network, x)
+    assert logits.dtype == torch.float32
+    away = float((logits - expected).abs().max() / (expected.max() - expected.min()))
+    assert (1e-4 < away < build.MIXED_AGREEMENT) if dtype else away < 1e-6
+
+
+needs_bfloat16 = pytest.mark.skipif(mixed_type(torch.device("cpu")) is None, reason="no bfloat16 on this processor")
+
+
+@needs_bfloat16
+@pytest.mark.skipif(bool(missing("openvino")), reason="not installed: openvino")
+def test_a_converted_network_computes_in_bfloat16_when_asked_and_is_compared_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = unet(), windows(2, 2)
+
+    def made(amp: bool) -> Backend:
+        return make_backend("openvino", network, "cpu", WINDOWS[2], CHANNELS, amp=amp, cache=tmp_path)
+
+    plain, mixed = made(amp=False)(x), made(amp=True)(x)
+    span = plain.max() - plain.min()
+    assert 1e-4 < float((mixed - plain).abs().max() / span) < build.MIXED_AGREEMENT
+    assert len(list(tmp_path.glob("openvino-*.zip"))) == 1  # one file for both
+    found: list[float] = []
+    monkeypatch.setattr(build, "_difference", lambda *given: found.append(given[-1]) or "")
+    made(amp=False)
+    assert found == []  # made and compared in float32 here; never in bfloat16
+    made(amp=True)
+    assert found == [build.MIXED_AGREEMENT]
+
+
+@needs_bfloat16
+@needs_both
+def test_auto_measures_bfloat16_for_itself(tmp_path: Path) -> None:
+    network = unet()
+    assert "bfloat16" not in choose(network, 10**7, tmp_path)[1]
+    chosen = choose_backend(network, "cpu", WINDOWS[2], CHANNELS, amp=True, cache=tmp_path, windows=10**7)
+    assert ("bfloat16" in chosen.sentence) == (chosen.backend.name != "onnx")  # which stays in float32
+    assert "left out" not in chosen.sentence
+    assert len(list(tmp_path.glob("choice-*.json"))) == 2
+
+
 @needs_both
 @pytest.mark.parametrize("content", ["", "[1]", '{"backend": "tensorrt"}', '{"sentence": 3}'])
 def test_a_broken_memory_is_measured_again(content: str, tmp_path: Path) -> None:
     network = unet()
-    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network))
+    job = choice._Job(network, WINDOWS[2], CHANNELS, tmp_path, network_digest(network), mixed=False)
     path = job.choice_file(["openvino", "onnx"])
     assert path is not None
     path.write_text(content)

@@ -43,9 +43,9 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if len(self.members) == 1:
             return self.members[0](x)
-        total = _full(self.members[0](x))
+        total = _full(self.members[0](x)).float()
         for member in list(self.members)[1:]:
-            total = total + _full(member(x))
+            total = total + _full(member(x)).float()
         return total / len(self.members)
 
     def become(self, keys: Iterable[str]) -> None:
