@@ -36,6 +36,7 @@ from peers_tables import show
 SIZES = ((25, 100), (25, 200), (25, 400), (25, 800), (117, 400))  # classes, slices
 SMALL_SIZES = ((25, 100), (25, 200), (117, 100))
 ALL = ("monai", "nnunet", "medunet")
+FLOAT32, MIXED = {"inferer::amp": False}, {"inferer::amp": True}  # the latter is what plans say
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def speed(bench: Bench, minutes: float) -> dict[str, Any]:
     shutil.rmtree(bundle / "models" / "compiled", ignore_errors=True)  # the first call measures and converts
     same = bench.volume("speed", bench.pick((256, 256, 200), (128, 128, 112)))
     other = bench.volume("spacing", bench.pick((200, 200, 96), (120, 120, 64)), (1.0, 1.0, 2.0))
-    everywhere = {"inferer::region": "all"}  # the windows of the others
+    everywhere = {"inferer::region": "all", **FLOAT32}  # the windows and the precision of the others
     runs = [bench.run(peer, bundle, [same], "speed", everywhere) for peer in (*ALL, "medunet")]
     further = [bench.run(peer, bundle, [other], "spacing", everywhere) for peer in ALL]
     return {
@@ -90,16 +91,24 @@ def speed(bench: Bench, minutes: float) -> dict[str, Any]:
 
 
 def air(bench: Bench, minutes: float) -> dict[str, Any]:
-    """A body in a field of view of which half is air: windows over the body, everywhere, and those of MONAI."""
+    """A body in a field of view of which half is air: windows everywhere, or over the body as plans say."""
     bundle = trained_bundle(bench.work, minutes)
     image = bench.volume("air", bench.pick((384, 384, 96), (224, 224, 96)), air=0.5)
-    jobs = {"MONAI": ("monai", "all"), "everywhere": ("medunet", "all"), "over the body": ("medunet", "body")}
+    everywhere, body = {"inferer::region": "all"}, {"inferer::region": "body"}
+    jobs = {
+        "MONAI": ("monai", {}),
+        "everywhere, float32": ("medunet", everywhere | FLOAT32),
+        "over the body, float32": ("medunet", body | FLOAT32),
+        "everywhere": ("medunet", everywhere | MIXED),
+        "over the body": ("medunet", body | MIXED),
+    }
     runs, maps = {}, {}
-    for name, (peer, region) in jobs.items():
-        runs[name] = bench.run(peer, bundle, [image], "air", {"inferer::region": region})
+    for name, (peer, overrides) in jobs.items():
+        runs[name] = bench.run(peer, bundle, [image], "air", overrides)
         maps[name] = labels_of(runs[name])
     maps["phantom"] = np.asarray(nibabel().load(image.parents[1] / "labels" / image.name).dataobj)
-    pairs = [("over the body", "everywhere"), ("everywhere", "MONAI"), *((name, "phantom") for name in jobs)]
+    pairs = [("over the body", "everywhere"), ("everywhere, float32", "MONAI"), ("everywhere", "MONAI")]
+    pairs += [(name, "phantom") for name in jobs]
     return {
         "runs": list(runs.values()),
         "names": list(runs),
@@ -127,11 +136,12 @@ def _tag(spacing: Sequence[float]) -> str:
 
 
 def small(bench: Bench, _: float) -> dict[str, Any]:
-    """Many PNG pictures in one call."""
+    """Many PNG pictures in one call; medunet in float32, and as plans say."""
     count = bench.pick(500, 20)
     bundle = picture_bundle(bench.work, bench.pick(2.0, 0.3))
     images, _labels = write_pictures(bench.work / f"unseen_{count}", count, seed=7)
-    return {"runs": [bench.run(peer, bundle, images, "small") for peer in ("nnunet", "medunet")], "images": count}
+    jobs = [("nnunet", {}), ("medunet", FLOAT32), ("medunet", MIXED), ("medunet", MIXED)]
+    return {"runs": [bench.run(peer, bundle, images, "small", given) for peer, given in jobs], "images": count}
 
 
 def overhead(bench: Bench, minutes: float) -> dict[str, Any]:
@@ -143,24 +153,27 @@ def overhead(bench: Bench, minutes: float) -> dict[str, Any]:
 
 
 def precision(bench: Bench, minutes: float) -> dict[str, Any]:
-    """The network in bfloat16 (PyTorch on this device) beside float32: labels of one volume, seconds of each."""
-    torch = importlib.import_module("torch")
+    """The network in mixed precision beside PyTorch in float32: labels of one volume, and seconds of each."""
     load_segmenter = importlib.import_module("medunet.bundle.segmenting").load_segmenter
-    parts = load_segmenter(trained_bundle(bench.work, minutes), {"inferer::backend": "torch", "inferer::region": "all"})
-    item = parts.preprocessing({"image": str(bench.volume("speed", (128, 128, 112)))})
-    kind = next(parts.network.parameters()).device.type
-
-    def run(windows: Any, rounded: bool) -> Any:
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=rounded):
-            return parts.network(windows).float()
-
-    maps, seconds = [], []
-    for rounded in (False, True):
+    bundle, image = trained_bundle(bench.work, minutes), bench.volume("speed", (128, 128, 112))
+    jobs = {
+        "torch, float32": {"inferer::backend": "torch", **FLOAT32},
+        "torch, mixed": {"inferer::backend": "torch", **MIXED},
+        "openvino, float32": {"inferer::backend": "openvino", **FLOAT32},
+        "openvino, mixed": {"inferer::backend": "openvino", **MIXED},
+    }
+    maps, seconds = {}, {}
+    for name, overrides in jobs.items():
+        parts = load_segmenter(bundle, {"inferer::region": "all", **overrides})
+        item = parts.preprocessing({"image": str(image)})
+        seen = parts.inferer.see(item["image"], parts.network)
+        parts.inferer.prepare(seen, parts.network)
         start = time.perf_counter()
-        maps.append(parts.inferer(item["image"][None], partial(run, rounded=rounded))[0, 0].numpy())
-        seconds.append(time.perf_counter() - start)
-    row = {"where": "network's grid", "of": f"bfloat16 on {kind}", "with": "float32", **agreement(*maps)}
-    return {"runs": [], "seconds": seconds, "agreement": [row]}
+        maps[name] = parts.inferer.segment([seen], parts.network)[0].labels
+        seconds[name] = time.perf_counter() - start
+    first, *others = jobs
+    rows = [{"where": "network's grid", "of": n, "with": first, **agreement(maps[n], maps[first])} for n in others]
+    return {"runs": [], "seconds": seconds, "agreement": rows}
 
 
 def window(bench: Bench, minutes: float) -> dict[str, Any]:

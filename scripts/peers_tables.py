@@ -47,8 +47,8 @@ def show(name: str, result: dict[str, Any]) -> str:
         rows = [[n, f"{s:.3f}", f"{s / plain:.2f}", f"{result['first'][n]:.1f}"] for n, s in result["seconds"].items()]
         return table(("way", "s a window", "of plain PyTorch", "s to prepare, with the first window"), rows)
     if name == "precision":
-        words = "{:.1f} s in float32, {:.1f} s in bfloat16.\n".format(*result["seconds"])
-        return words + "\n" + _agreement(result)
+        rows = [[way, f"{seconds:.1f}"] for way, seconds in result["seconds"].items()]
+        return table(("way", "s"), rows) + "\n" + _agreement(result)
     if name == "air":
         first = runs[0].seconds
         rows = [[n, f"{r.seconds / first:.2f}", *run_cells(r)] for n, r in zip(result["names"], runs, strict=True)]
