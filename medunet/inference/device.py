@@ -48,7 +48,7 @@ def mixed_type(device: torch.device) -> torch.dtype | None:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type != "cpu":
         return None
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11; older ones stay in float32
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
 
 
