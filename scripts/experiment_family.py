@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from medunet import verbs
+from medunet import networks, verbs
 from medunet.errors import PlanError
 from medunet.planning import Budget, Plan
 
@@ -70,7 +70,7 @@ def run(member: str, options: argparse.Namespace, common: Mapping[str, Any]) -> 
     verbs.train(bundle, options.fold, {"quiet": True, "device::name": options.device, "resume": begun})
     scores = json.loads((bundle / "eval" / f"fold_{options.fold}" / "scores.json").read_text())
     definition = dict(plan["network"])
-    network = member(definition.pop("_target_", "medunet.networks.UNet"))(**definition)
+    network = networks.member(definition.pop("_target_", "medunet.networks.UNet"))(**definition)
     result = {
         "asked": asked,
         "dice": scores["summary"]["dice"]["mean"],
