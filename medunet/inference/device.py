@@ -40,8 +40,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def mixed_type(device: torch.device) -> torch.dtype | None:
     """What a device computes in for mixed precision; None where its hardware has nothing below float32.
 
-    CUDA: bfloat16, or float16 where the card could only emulate that. CPU: bfloat16 where an x86 processor multiplies it
-    (AVX-512 BF16, AMX); on Arm nobody measured whether it pays.
+    CUDA: bfloat16, or float16 where the card could only emulate that. CPU: bfloat16 where an x86 processor multiplies
+    it (AVX-512 BF16, AMX); on Arm nobody measured whether it pays.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
