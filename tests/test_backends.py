@@ -379,6 +379,34 @@ def test_a_converted_network_computes_in_bfloat16_when_asked_and_is_compared_so(
     assert found == [build.MIXED_AGREEMENT]
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(bool(missing("openvino")), reason="not installed: openvino")
+def test_flat_windows_run_side_by_side_and_come_in_order(three_threads: None) -> None:
+    backend = make("openvino", unet())
+    assert isinstance(backend, OpenVinoBackend)
+    assert [backend.streams, len(backend.requests)] == [3, 4]
+    many = [torch.randn((1, CHANNELS, *WINDOWS[2]), generator=torch.Generator().manual_seed(n)) for n in range(11)]
+    alone = [backend(window).clone() for window in many]
+    for count in (1, 3, 4, 11):
+        answers = backend.ahead(many[:count])
+        for number, logits in enumerate(answers):
+            assert torch.equal(logits, alone[number])
+            logits.fill_(7.0)  # changed in place before the next is asked for
+        assert torch.equal(backend(torch.cat(many[:count])), torch.cat(alone[:count]))
+    first = next(backend.ahead(many))  # left in the middle
+    assert torch.equal(first, alone[0])
+    assert torch.equal(backend(many[5]), alone[5])
+    deep = make("openvino", unet(3), dims=3)
+    assert deep.streams == 1
+
+
 @needs_bfloat16
 @needs_both
 def test_auto_measures_bfloat16_for_itself(tmp_path: Path) -> None:
@@ -548,7 +576,7 @@ def test_a_chosen_backend_that_computes_something_else_is_refused(name: str, net
 def test_openvino_computes_in_float32() -> None:
     network = unet()
     backend = OpenVinoBackend(network, WINDOWS[2], CHANNELS, None, network_digest(network))
-    compiled = backend.request.get_compiled_model()
+    compiled = backend.requests[0].get_compiled_model()
     assert "32" in str(compiled.get_property("INFERENCE_PRECISION_HINT"))
 
 

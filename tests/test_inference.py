@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -615,3 +616,23 @@ def test_images_share_forward_passes() -> None:
     hook.remove()
     for image, labels in zip(images, together, strict=True):
         assert np.array_equal(engine.segment([image], network)[0].labels, labels.labels)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.parametrize("mirror_axes", [(), (0,)])
+def test_images_side_by_side_are_those_one_by_one(mirror_axes: tuple[int, ...]) -> None:
+    """Of one window and of several, in 2D, with OpenVINO's windows side by side."""
+    torch.manual_seed(0)
+    network = UNet.of_depth(3, 4, 2, in_channels=1, out_channels=2).eval()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = inferer(2, patch_size=(16, 16), backend="openvino", mirror_axes=mirror_axes)
+        assert engine.together(network) > 5
+        sizes = [(16, 16, 1), (40, 16, 1), (16, 16, 1), (16, 20, 5), (16, 16, 1)]
+        images = [engine.frame.see(image_on(Grid.from_spacing(size), seed=n)) for n, size in enumerate(sizes)]
+        for image, made in zip(images, engine.segment(images, network), strict=True):
+            assert made.labels.any()
+            assert np.array_equal(engine.segment([image], network)[0].labels, made.labels)
+    finally:
+        torch.set_num_threads(before)

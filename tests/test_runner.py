@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from medunet.data.volume import read_label, read_volume, write_image
 from medunet.errors import DiskFullError, InputError, root_cause
 from medunet.inference.inputs import find_cases
 from medunet.inference.quality import Calibration, read_calibrations
-from medunet.inference.runner import ahead, segment_cases
+from medunet.inference.runner import ahead, behind, segment_cases
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.weights import model_digest, weights_digest
 from medunet.networks import UNet
@@ -435,8 +436,46 @@ def test_one_item_is_computed_ahead() -> None:
         started.clear()
         results = ahead(executor, square, range(6), 3, lambda square: square < 4)
         assert next(results) == 0  # 0 and 1 are small, 4 is not
-        assert max(started) <= 3
+        assert max(started) <= 2  # which waits, and nothing is made meanwhile
         assert list(results) == [1, 4, 9, 16, 25]
+        started.clear()
+        results = ahead(executor, square, range(9), 5)
+        assert next(results) == 0
+        results.close()  # the executor would wait for ever for one that waits
+    assert max(started) <= 2
+
+
+def test_small_items_are_left_behind_and_large_ones_waited_for() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Event
+
+    drawn: list[int] = []
+    seen: list[int] = []
+    all_drawn = Event()
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            drawn.append(number)
+            yield number
+        all_drawn.set()
+
+    def late(number: int) -> int:
+        assert all_drawn.wait(20)
+        return number
+
+    def noted(number: int) -> int:
+        seen.append(len(drawn))
+        return number
+
+    with ThreadPoolExecutor(1) as executor:
+        assert list(behind(executor, late, numbers(), 4, lambda number: True)) == [0, 1, 2, 3]
+        drawn.clear()
+        assert list(behind(executor, noted, numbers(), 4, lambda number: number != 1)) == [0, 1, 2, 3]
+        assert all(count <= number + 4 for number, count in enumerate(seen))
+        drawn.clear()
+        seen.clear()
+        assert list(behind(executor, noted, numbers(), 4)) == [0, 1, 2, 3]
+        assert all(count <= number + 2 for number, count in enumerate(seen))
 
 
 def test_small_images_share_forward_passes(trained_bundle: Path, phantom_dataset: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -48,7 +49,8 @@ def mixed_type(device: torch.device) -> torch.dtype | None:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type != "cpu":
         return None
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11; older ones stay in float32
+    known: Any = getattr(torch.cpu, "get_capabilities", dict)  # missing in older versions, which stay in float32
+    able = known()
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Condition
 from typing import Any, TypeVar
 
 import torch
@@ -104,11 +105,12 @@ def segment_cases(
     run = _Run(segmenter, output_dir, force, keep_probabilities, (report, say))
     run.claim(cases)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        opened = ahead(reader, run.open, cases, run.together, lambda work: work.small)
         try:
-            opened = ahead(reader, run.open, cases, run.together, lambda work: work.small)
             done = (work for group in run.groups(opened) for work in run.segment(group))
-            return list(ahead(writer, run.save, done))
+            return list(behind(writer, run.save, done, run.together, lambda work: work.small))
         finally:
+            opened.close()
             writer.submit(run.status.write).result()
 
 
@@ -118,18 +120,82 @@ def ahead(
     items: Iterable[In],
     most: int = 1,
     small: Callable[[Out], bool] = lambda result: False,
-) -> Iterator[Out]:
-    """``function(item)`` of each item in order, computed by `executor` while the next item is made or asked for.
+) -> Generator[Out]:
+    """``function(item)`` of each item in order, computed by `executor` while earlier results are used.
 
-    One result waits, or up to `most` where they are `small`.
+    One result waits, or up to `most` where they are `small`: while another waits, no further one is made.
     """
-    waiting: deque[Future[Out]] = deque()
+    gate = _Gate()
+
+    def make(item: In) -> tuple[Out, bool]:
+        gate.wait()
+        result = function(item)
+        large = not small(result)
+        gate.change(large)
+        return result, large
+
+    def take() -> Out:
+        result, large = waiting.popleft().result()
+        gate.change(-large)
+        return result
+
+    waiting: deque[Future[tuple[Out, bool]]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(make, item))
+            if len(waiting) > most:
+                yield take()
+        while waiting:
+            yield take()
+    finally:
+        for future in waiting:
+            future.cancel()
+        gate.open()
+
+
+class _Gate:
+    """Closed while something large waits."""
+
+    def __init__(self) -> None:
+        self._condition, self._large, self._opened = Condition(), 0, False
+
+    def wait(self) -> None:
+        """Until nothing large waits."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._opened or not self._large)
+
+    def change(self, large: int) -> None:
+        """So many more wait."""
+        with self._condition:
+            self._large += large
+            self._condition.notify_all()
+
+    def open(self) -> None:
+        """For good."""
+        with self._condition:
+            self._opened = True
+            self._condition.notify_all()
+
+
+def behind(
+    executor: ThreadPoolExecutor,
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    most: int = 1,
+    small: Callable[[In], bool] = lambda item: False,
+) -> Iterator[Out]:
+    """``function(item)`` of each item in order, computed by `executor` while the next items are made.
+
+    One item waits, or up to `most` where they are `small`.
+    """
+    waiting: deque[tuple[Future[Out], bool]] = deque()
     for item in items:
-        waiting.append(executor.submit(function, item))
-        while len(waiting) > most or (len(waiting) > 1 and not small(waiting[-2].result())):
-            yield waiting.popleft().result()
+        large = not small(item)
+        waiting.append((executor.submit(function, item), large))
+        while len(waiting) > (1 if any(large for _, large in waiting) else most):
+            yield waiting.popleft()[0].result()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[0].result()
 
 
 class _Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import InputError, NetworkError, ResourceError
-from medunet.inference.backends import NAMES, Backend, TorchBackend, choose_backend, make_backend
+from medunet.inference.backends import NAMES, Backend, OpenVinoBackend, TorchBackend, choose_backend, make_backend
 from medunet.inference.border import Bordered
 from medunet.inference.device import one_thread, synchronize
 from medunet.inference.partners import Partners
@@ -37,6 +37,7 @@ COMPILED = "models/compiled"
 
 _BATCH = {"cpu": 1, "cuda": 4}
 _FLAT_BATCH = {"cpu": 1, "cuda": 32}
+_AHEAD = 16  # small images whose windows a backend may take side by side
 _MANY = 20  # windows that are worth timing one beforehand
 _SMALL = 500_000  # voxels around which a second thread saves less than its waiting costs
 _GROUP = 8  # slices of a 2D network that are held at a time
@@ -186,7 +187,7 @@ class WindowInferer(Inferer):
         backend = self.prepare(images[0], network)
         small = all(math.prod(image.grid.shape) <= _SMALL for image in images)
         with one_thread() if small and backend.name in NAMES[1:] else nullcontext():
-            return self._drive([p.run(self._batch(backend.device)) for p in passages], backend)
+            return self._drive([p.run(self._at_once(backend)) for p in passages], backend)
 
     def windows(self, image: NetworkImage | WholeImage, network: Any) -> tuple[Bordered, Windows]:
         """Where windows lie over an image, enlarged to hold one."""
@@ -256,10 +257,16 @@ class WindowInferer(Inferer):
         """How many windows share a forward pass; small images are worth collecting until there are so many."""
         if self.blend == "exact" or any(output_margin(network, 2 if self.flat else 3)):
             return 1  # images of different sizes have different windows
+        if self.flat and self.backend != "torch" and _runs_on(network, "cpu"):
+            return _AHEAD
         return self._batch(device_of(network) if isinstance(network, nn.Module) else torch.device("cpu"))
 
     def _batch(self, device: torch.device) -> int:
         return self.batch_size or (_FLAT_BATCH if self.flat else _BATCH).get(device.type, 1)
+
+    def _at_once(self, backend: Backend) -> int:
+        """How many windows of one image a backend is given."""
+        return self.batch_size or max(self._batch(backend.device), backend.streams)
 
     def _halo_of(self, network: Any, channels: int) -> Halo:
         if self._halo is None or self._halo[0] is not network:
@@ -278,16 +285,23 @@ class WindowInferer(Inferer):
         results: dict[int, Segmentation] = {}
         asked = {number: next(run) for number, run in enumerate(runs)}
         while asked:
-            logits = self._logits(torch.cat(list(asked.values())), backend)
-            answers = torch.split(logits, [len(batch) for batch in asked.values()])
-            for number, answer in zip(list(asked), answers, strict=True):
+            for number, answer in zip(list(asked), self._answers(list(asked.values()), backend), strict=True):
                 try:
                     asked[number] = runs[number].send(answer)
                 except StopIteration as done:
                     results[number] = done.value
                     del asked[number]
-            del logits, answers, answer  # before the next ones are made
+            del answer  # before the next ones are made
         return [results[number] for number in range(len(runs))]
+
+    def _answers(self, batches: Sequence[Tensor], backend: Backend) -> Iterator[Tensor]:
+        """Logits of each batch, in one forward pass, or the next ones while an answer is used."""
+        if isinstance(backend, OpenVinoBackend) and backend.streams > 1 and not self.mirror_axes:
+            alone = len(batches) > 1 and all(len(batch) == 1 for batch in batches)
+            if alone:
+                yield from (logits[..., None] for logits in backend.ahead([batch[..., 0] for batch in batches]))
+                return
+        yield from torch.split(self._logits(torch.cat(list(batches)), backend), [len(batch) for batch in batches])
 
     def _logits(self, batch: Tensor, backend: Backend) -> Tensor:
         """Mean logits over the mirrored versions of (n, channels, *window)."""
@@ -303,7 +317,7 @@ class WindowInferer(Inferer):
 
     def _forward(self, batch: Tensor, backend: Backend) -> Tensor:
         """Logits of (n, channels, *window), in smaller batches when memory runs out."""
-        size = self._batch(backend.device)
+        size = self._at_once(backend)
         done: list[Tensor] = []
         while (first := sum(map(len, done))) < len(batch):
             try:
@@ -330,7 +344,7 @@ def _sent(windows: Tensor, device: torch.device) -> Tensor:
 class _Function:
     """A plain function in place of a network."""
 
-    name, device = "function", torch.device("cpu")
+    name, device, streams = "function", torch.device("cpu"), 1
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
@@ -360,6 +374,10 @@ def _as_large(logits: Tensor, batch: Tensor, margin: Sequence[int]) -> Tensor:
             f"margin must say how many voxels it leaves out on either side"
         )
     return nn.functional.pad(logits, [m for m in reversed(around) for _ in "<>"]) if any(around) else logits
+
+
+def _runs_on(network: Any, kind: str) -> bool:
+    return isinstance(network, nn.Module) and device_of(network).type == kind
 
 
 def device_of(network: nn.Module) -> torch.device:

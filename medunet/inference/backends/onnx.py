@@ -33,6 +33,7 @@ class OnnxBackend:
 
     name = "onnx"
     device = torch.device("cpu")
+    streams = 1
 
     def __init__(
         self, network: nn.Module, window: Sequence[int], channels: int, cache: Path | None, digest: str

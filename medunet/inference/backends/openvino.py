@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,14 @@ from medunet.inference.backends.cache import Files, key_of, model_path, open_cac
 from medunet.inference.backends.protocol import copy_for_export, example_window, quiet
 
 _TELEMETRY = "openvino_telemetry"
+_MOST_STREAMS = 8
 
 
 class OpenVinoBackend:
-    """A compiled copy of the network with its present weights; one window at a time on all of torch's threads.
+    """A compiled copy of the network with its present weights.
+
+    3D windows run one at a time on all of torch's threads; 2D ones, too small to be shared by several threads, side by
+    side on one each.
 
     Precision is float32, in the file and in computing, unless `mixed`: then it computes in bfloat16.
 
@@ -49,20 +54,33 @@ class OpenVinoBackend:
         mixed: bool = False,
     ) -> None:
         self.openvino, self.mixed = import_openvino(), mixed
+        self.streams = min(torch.get_num_threads(), _MOST_STREAMS) if len(window) == 2 else 1
         path = model_file(cache, digest, window, channels)
-        self.request, self.converted = open_cached(
+        self.requests, self.converted = open_cached(
             path, lambda: self._convert(network, example_window(window, channels)), self._start
         )
 
     def __call__(self, windows: Tensor) -> Tensor:
         """(n, channels, *window) -> (n, classes, *window), float32."""
         if len(windows) == 1:
-            return self._one(windows)
-        return torch.cat([self._one(window).clone() for window in torch.split(windows, 1)])
+            window = windows.contiguous().numpy()
+            return torch.from_numpy(self.requests[0].infer({0: window}, share_inputs=True, share_outputs=True)[0])
+        return torch.cat([logits.clone() for logits in self.ahead(torch.split(windows, 1))])
 
-    def _one(self, window: Tensor) -> Tensor:
-        results = self.request.infer({0: window.contiguous().numpy()}, share_inputs=True, share_outputs=True)
-        return torch.from_numpy(results[0])
+    def ahead(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Logits of each window (1, channels, *window) in order, while the next ones are computed."""
+        running: deque[tuple[Any, Any]] = deque()
+        free = deque(self.requests)
+        rest = deque(windows)
+        while rest or running:
+            while rest and free:
+                request, window = free.popleft(), rest.popleft().contiguous().numpy()
+                request.start_async({0: window}, share_inputs=True)
+                running.append((request, window))  # which must live until then
+            request, _ = running.popleft()
+            request.wait()
+            yield torch.from_numpy(request.get_output_tensor(0).data)
+            free.append(request)
 
     def _convert(self, network: nn.Module, example: Tensor) -> Files:
         with torch.no_grad(), quiet():
@@ -81,8 +99,11 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "bf16" if self.mixed else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": self.streams,
         }
-        return core.compile_model(model, "CPU", options).create_infer_request()
+        compiled = core.compile_model(model, "CPU", options)
+        spare = 1 if self.streams > 1 else 0  # starts as soon as one before it ends
+        return [compiled.create_infer_request() for _ in range(self.streams + spare)]
 
 
 def model_file(cache: Path | None, digest: str, window: Sequence[int], channels: int) -> Path | None:

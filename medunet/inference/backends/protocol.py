@@ -19,11 +19,12 @@ class Backend(Protocol):
     `name` is what is shown and stored; `device` is where windows are wanted and logits come out.
 
     Shapes: (n, channels, *window) float32 on `device` -> (n, classes, *window) float32 on `device`; n varies. Logits
-    may be changed in place, and are those of the next call after it.
+    may be changed in place, and are those of the next call after it. `streams`: how many windows run side by side.
     """
 
     name: str
     device: torch.device
+    streams: int
 
     def __call__(self, windows: Tensor) -> Tensor:
         """The logits of a batch of windows."""

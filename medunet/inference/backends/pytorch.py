@@ -25,6 +25,8 @@ class TorchBackend:
             the first call of a size and, on CUDA, replays graphs. A batch is filled up to a size that ran before.
     """
 
+    streams = 1
+
     def __init__(self, network: nn.Module, device: torch.device | str, amp: bool = False, way: str = "plain") -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
