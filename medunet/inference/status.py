@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medunet.data.atomic import write_json
+from medunet.data.atomic import write_text
 
 STATUS = "status.json"
 _LEAST = 1.0  # seconds between two writings of the file
@@ -99,7 +99,9 @@ class Status:
         if not self._changed:
             return
         start = time.monotonic()
-        write_json(self.path, {"model": self.digest, "cases": list(self._known.values())})
+        head = json.dumps({"model": self.digest})[:-1]
+        rows = (json.dumps(case, allow_nan=False, ensure_ascii=False) for case in self._known.values())
+        write_text(self.path, head + ', "cases": [\n' + ",\n".join(rows) + "\n]}\n")  # indents take many times as long
         self._changed = False
         self._next = time.monotonic() + max(_LEAST, _SHARE * (time.monotonic() - start))
 
