@@ -26,7 +26,8 @@ from medunet.data.volume import read_label, read_volume, write_image
 from medunet.errors import DiskFullError, InputError, root_cause
 from medunet.inference.inputs import find_cases
 from medunet.inference.quality import Calibration, read_calibrations
-from medunet.inference.runner import ahead, behind, segment_cases
+from medunet.inference.queues import ahead, behind
+from medunet.inference.runner import segment_cases
 from medunet.inference.status import CaseResult, Status
 from medunet.inference.weights import model_digest, weights_digest
 from medunet.networks import UNet

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Condition
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -38,6 +36,7 @@ from medunet.inference.compare import Concern, compare_grid, compare_intensity, 
 from medunet.inference.inputs import InputCase
 from medunet.inference.passage import Segmentation
 from medunet.inference.quality import Calibration, expected_quality
+from medunet.inference.queues import ahead, behind
 from medunet.inference.restoring import Sink
 from medunet.inference.saving import output_name, probability_file, require_elsewhere, require_writable
 from medunet.inference.status import CaseResult, Status
@@ -46,9 +45,6 @@ from medunet.inference.windows import WindowInferer, is_out_of_memory
 _LONG = 5.0  # seconds of computing that are worth an announcement
 _SMALL = 1_000_000  # voxels of an image of which several may wait
 _LARGE_PICTURE = 100_000_000  # pixels
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 @dataclass
@@ -112,90 +108,6 @@ def segment_cases(
         finally:
             opened.close()
             writer.submit(run.status.write).result()
-
-
-def ahead(
-    executor: ThreadPoolExecutor,
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    most: int = 1,
-    small: Callable[[Out], bool] = lambda result: False,
-) -> Generator[Out]:
-    """``function(item)`` of each item in order, computed by `executor` while earlier results are used.
-
-    One result waits, or up to `most` where they are `small`: while another waits, no further one is made.
-    """
-    gate = _Gate()
-
-    def make(item: In) -> tuple[Out, bool]:
-        gate.wait()
-        result = function(item)
-        large = not small(result)
-        gate.change(large)
-        return result, large
-
-    def take() -> Out:
-        result, large = waiting.popleft().result()
-        gate.change(-large)
-        return result
-
-    waiting: deque[Future[tuple[Out, bool]]] = deque()
-    try:
-        for item in items:
-            waiting.append(executor.submit(make, item))
-            if len(waiting) > most:
-                yield take()
-        while waiting:
-            yield take()
-    finally:
-        for future in waiting:
-            future.cancel()
-        gate.open()
-
-
-class _Gate:
-    """Closed while something large waits."""
-
-    def __init__(self) -> None:
-        self._condition, self._large, self._opened = Condition(), 0, False
-
-    def wait(self) -> None:
-        """Until nothing large waits."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._opened or not self._large)
-
-    def change(self, large: int) -> None:
-        """So many more wait."""
-        with self._condition:
-            self._large += large
-            self._condition.notify_all()
-
-    def open(self) -> None:
-        """For good."""
-        with self._condition:
-            self._opened = True
-            self._condition.notify_all()
-
-
-def behind(
-    executor: ThreadPoolExecutor,
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    most: int = 1,
-    small: Callable[[In], bool] = lambda item: False,
-) -> Iterator[Out]:
-    """``function(item)`` of each item in order, computed by `executor` while the next items are made.
-
-    One item waits, or up to `most` where they are `small`.
-    """
-    waiting: deque[tuple[Future[Out], bool]] = deque()
-    for item in items:
-        large = not small(item)
-        waiting.append((executor.submit(function, item), large))
-        while len(waiting) > (1 if any(large for _, large in waiting) else most):
-            yield waiting.popleft()[0].result()
-    while waiting:
-        yield waiting.popleft()[0].result()
 
 
 class _Run:
