@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from medunet.inference.device import mixed_type
 from medunet.networks import UNet
 from medunet.training import DiceCE, MixedInferer, by_trainer
+from medunet.training.precision import sees_less
 
 CPU = torch.device("cpu")
 
@@ -62,3 +64,33 @@ def test_gradients_are_those_of_float32_but_for_rounding(able: bool) -> None:
 def test_the_trainer_scales_the_loss_on_cuda_alone() -> None:
     assert [by_trainer(torch.device(kind), amp=True) for kind in ("cuda", "cpu", "mps")] == [True, False, False]
     assert not by_trainer(torch.device("cuda"), amp=False)
+
+
+@pytest.mark.parametrize(("edge", "less"), [(8, True), (12, False), (16, False)])
+def test_convolutions_that_see_less_than_their_kernel_compute_in_float32(able: bool, edge: int, less: bool) -> None:
+    """oneDNN's gradient of their weights in bfloat16 is of memory that nobody wrote; three levels, kernels of 3."""
+    network, x = unet(), torch.randn(2, 1, edge, 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    seen = kinds(network)
+    assert sees_less(network, x.shape) == less
+    assert seen == []
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    MixedInferer(CPU, amp=True)(x, network)
+    assert set(seen) == {torch.bfloat16 if able and not less else torch.float32}
+
+
+@pytest.mark.skipif(mixed_type(CPU) is None, reason="no bfloat16 on this processor")
+@pytest.mark.parametrize(("edge", "kernel"), [(3, 3), (4, 3), (5, 5), (7, 5), (2, 2)])
+def test_gradients_of_convolutions_that_see_their_kernel_are_right(edge: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    x, stride, padding = torch.randn(2, 16, edge, edge, edge), 1 + (kernel == 2), kernel // 2 * (kernel != 2)
+    weight = 0.1 * torch.randn(16, 16, kernel, kernel, kernel)
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = weight.to(dtype).clone().requires_grad_()
+        del_me = [torch.full((1 << n,), torch.nan) for n in range(8, 22)]  # what unwritten memory may hold
+        del del_me
+        torch.nn.functional.conv3d(x.to(dtype), leaf, None, stride, padding).float().square().sum().backward()
+        assert leaf.grad is not None
+        grads.append(leaf.grad.float())
+    assert (grads[1] - grads[0]).abs().max() < 0.03 * grads[0].abs().max()
