@@ -53,7 +53,7 @@ COMPILED = {
 NAMES = ("torch", *COMPILED)
 AGREEMENT = 1e-3
 """How far logits may be from PyTorch's, as a fraction of the range of those."""
-MIXED_AGREEMENT = 0.05
+MIXED_AGREEMENT = 0.02
 """AGREEMENT in mixed precision: of millions of logits of a right conversion some are 1% away."""
 
 
