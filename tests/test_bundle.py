@@ -195,6 +195,7 @@ EFFECTS = {
     "no_average": lambda parts: parts["train::handlers"][1].share == 0,
     "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,
     "no_augmentation": lambda parts: not any(parts["train::augment"].chance[kind] for kind in ("mirror", "gamma")),
+    "strong_augmentation": lambda parts: parts["train::augment"].chance["elastic"] == 0.3,
     "early_stopping": lambda parts: (parts["validation"].patience, parts["budget"].validations) == (5, 40),
     "augment_on_workers": lambda parts: parts["train::dataloader"]._late is None,
     "channels_last": lambda parts: not parts["network"].get_parameter("encoder.1.0.weight").is_contiguous(),

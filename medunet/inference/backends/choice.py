@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medunet.inference.backends.build import AGREEMENT, COMPILED, MIXED_AGREEMENT, compared, disagreement, first_line
+from medunet.inference.backends.build import COMPILED, compared, disagreement, first_line
 from medunet.inference.backends.cache import (
     is_kept,
     key_of,
@@ -60,11 +60,6 @@ class _Job:
     digest: str
     mixed: bool
 
-    @property
-    def agreement(self) -> float:
-        """How far logits may be from PyTorch's."""
-        return MIXED_AGREEMENT if self.mixed else AGREEMENT
-
     def file(self, name: str) -> Path | None:
         """Where the converted network lies, once it is converted."""
         return COMPILED[name].file(self.cache, self.digest, self.window, self.channels)
@@ -95,7 +90,7 @@ def choose_backend(
     """The fastest backend for about `windows` windows, and why.
 
     On the CPU each installed backend runs one window, as far as the job pays for their conversion. Logits must agree
-    with PyTorch's to AGREEMENT of their range. What was measured is remembered in `cache`. On CUDA, and where no other
+    with PyTorch's (`disagreement`). What was measured is remembered in `cache`. On CUDA, and where no other
     backend is installed, the ways in which PyTorch can run the network are tried likewise.
 
     Args:
@@ -130,7 +125,7 @@ def fastest_way(plain: TorchBackend, amp: bool, example: Tensor, windows: int) -
     times, refused = {plain.name: seconds}, []
     for way in worth:
         make = partial(_started, plain, amp, way, example)
-        tried = _trial(make, example, logits, MIXED_AGREEMENT if plain.mixed else AGREEMENT)
+        tried = _trial(make, example, logits, plain.mixed)
         if isinstance(tried, str):
             refused.append(f"{way} left out: {tried}")
             continue
@@ -180,7 +175,7 @@ def _measured(job: _Job, plain: TorchBackend, names: Sequence[str], windows: int
     best: Backend = plain
     times, refused = {plain.name: seconds}, []
     for name in worth:
-        tried = _trial(partial(job.make, name), example, logits, job.agreement)
+        tried = _trial(partial(job.make, name), example, logits, job.mixed)
         if isinstance(tried, str):
             refused.append(f"{name} left out: {tried}")
             continue
@@ -208,9 +203,7 @@ def _worth(job: _Job, names: Sequence[str], windows: int, seconds: float) -> lis
     return worth
 
 
-def _trial(
-    make: Callable[[], Backend], example: Tensor, expected: Tensor, agreement: float
-) -> tuple[Backend, float] | str:
+def _trial(make: Callable[[], Backend], example: Tensor, expected: Tensor, mixed: bool) -> tuple[Backend, float] | str:
     """A backend and its seconds for a window, or why it is left out."""
     try:
         backend = make()
@@ -219,7 +212,7 @@ def _trial(
             logits, seconds = _timed(backend, example)
     except Exception as error:  # the converters raise whatever they like
         return f"it cannot run this network ({first_line(error)})"
-    return disagreement(logits, expected, agreement) or (backend, seconds)
+    return disagreement(logits, expected, mixed) or (backend, seconds)
 
 
 def _timed(backend: Backend, example: Tensor) -> tuple[Tensor, float]:
