@@ -435,8 +435,8 @@ def test_one_item_is_computed_ahead() -> None:
         assert max(started) <= 1
         assert list(results) == [1, 4, 9, 16]
         started.clear()
-        results = ahead(executor, square, range(6), 3, lambda square: square < 4)
-        assert next(results) == 0  # 0 and 1 are small, 4 is not
+        results = ahead(executor, square, range(6), 3, 4, lambda square: square)
+        assert next(results) == 0  # 0 and 1 leave room, 4 does not
         assert max(started) <= 2  # which waits, and nothing is made meanwhile
         assert list(results) == [1, 4, 9, 16, 25]
         started.clear()
@@ -469,9 +469,9 @@ def test_small_items_are_left_behind_and_large_ones_waited_for() -> None:
         return number
 
     with ThreadPoolExecutor(1) as executor:
-        assert list(behind(executor, late, numbers(), 4, lambda number: True)) == [0, 1, 2, 3]
+        assert list(behind(executor, late, numbers(), 4, 5)) == [0, 1, 2, 3]
         drawn.clear()
-        assert list(behind(executor, noted, numbers(), 4, lambda number: number != 1)) == [0, 1, 2, 3]
+        assert list(behind(executor, noted, numbers(), 4, 5, lambda number: 5 if number == 1 else 1)) == [0, 1, 2, 3]
         assert all(count <= number + 4 for number, count in enumerate(seen))
         drawn.clear()
         seen.clear()

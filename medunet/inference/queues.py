@@ -17,27 +17,28 @@ def ahead(
     function: Callable[[In], Out],
     items: Iterable[In],
     most: int = 1,
-    small: Callable[[Out], bool] = lambda result: False,
+    room: int = 1,
+    size: Callable[[Out], int] = lambda result: 1,
 ) -> Generator[Out]:
     """``function(item)`` of each item in order, computed by `executor` while earlier results are used.
 
-    One result waits, or up to `most` where they are `small`: while another waits, no further one is made.
+    At most `most` results wait; while those that wait fill `room`, no further one is made.
     """
-    gate = _Gate()
+    gate = _Gate(room)
 
-    def make(item: In) -> tuple[Out, bool]:
+    def make(item: In) -> tuple[Out, int]:
         gate.wait()
         result = function(item)
-        large = not small(result)
-        gate.change(large)
-        return result, large
+        filled = size(result)
+        gate.change(filled)
+        return result, filled
 
     def take() -> Out:
-        result, large = waiting.popleft().result()
-        gate.change(-large)
+        result, filled = waiting.popleft().result()
+        gate.change(-filled)
         return result
 
-    waiting: deque[Future[tuple[Out, bool]]] = deque()
+    waiting: deque[Future[tuple[Out, int]]] = deque()
     try:
         for item in items:
             waiting.append(executor.submit(make, item))
@@ -52,20 +53,20 @@ def ahead(
 
 
 class _Gate:
-    """Closed while something large waits."""
+    """Closed while the room is full."""
 
-    def __init__(self) -> None:
-        self._condition, self._large, self._opened = Condition(), 0, False
+    def __init__(self, room: int) -> None:
+        self._condition, self._left, self._opened = Condition(), room, False
 
     def wait(self) -> None:
-        """Until nothing large waits."""
+        """Until there is room."""
         with self._condition:
-            self._condition.wait_for(lambda: self._opened or not self._large)
+            self._condition.wait_for(lambda: self._opened or self._left > 0)
 
-    def change(self, large: int) -> None:
-        """So many more wait."""
+    def change(self, filled: int) -> None:
+        """So much more is filled."""
         with self._condition:
-            self._large += large
+            self._left -= filled
             self._condition.notify_all()
 
     def open(self) -> None:
@@ -80,17 +81,17 @@ def behind(
     function: Callable[[In], Out],
     items: Iterable[In],
     most: int = 1,
-    small: Callable[[In], bool] = lambda item: False,
+    room: int = 1,
+    size: Callable[[In], int] = lambda item: 1,
 ) -> Iterator[Out]:
     """``function(item)`` of each item in order, computed by `executor` while the next items are made.
 
-    One item waits, or up to `most` where they are `small`.
+    At most `most` items wait, and one alone where they fill `room`.
     """
-    waiting: deque[tuple[Future[Out], bool]] = deque()
+    waiting: deque[tuple[Future[Out], int]] = deque()
     for item in items:
-        large = not small(item)
-        waiting.append((executor.submit(function, item), large))
-        while len(waiting) > (1 if any(large for _, large in waiting) else most):
+        waiting.append((executor.submit(function, item), size(item)))
+        while len(waiting) > 1 and (len(waiting) > most or sum(filled for _, filled in waiting) >= room):
             yield waiting.popleft()[0].result()
     while waiting:
         yield waiting.popleft()[0].result()

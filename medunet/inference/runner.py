@@ -43,7 +43,7 @@ from medunet.inference.status import CaseResult, Status
 from medunet.inference.windows import WindowInferer, is_out_of_memory
 
 _LONG = 5.0  # seconds of computing that are worth an announcement
-_SMALL = 1_000_000  # voxels of an image of which several may wait
+_ROOM = 16_000_000  # voxels of the images that wait, unless it is one alone
 _LARGE_PICTURE = 100_000_000  # pixels
 
 
@@ -71,9 +71,9 @@ class Work:
     windows: int = 0
 
     @property
-    def small(self) -> bool:
-        """Whether many such cases may wait in memory."""
-        return not self.item or self.item["image"].numel() <= _SMALL
+    def voxels(self) -> int:
+        """Of the image, while there is one."""
+        return self.item["image"].numel() if self.item else 0
 
 
 def segment_cases(
@@ -101,10 +101,10 @@ def segment_cases(
     run = _Run(segmenter, output_dir, force, keep_probabilities, (report, say))
     run.claim(cases)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        opened = ahead(reader, run.open, cases, run.together, lambda work: work.small)
+        opened = ahead(reader, run.open, cases, run.together, _ROOM, lambda work: work.voxels)
         try:
             done = (work for group in run.groups(opened) for work in run.segment(group))
-            return list(behind(writer, run.save, done, run.together, lambda work: work.small))
+            return list(behind(writer, run.save, done, run.together, _ROOM, lambda work: work.voxels))
         finally:
             opened.close()
             writer.submit(run.status.write).result()
@@ -167,7 +167,7 @@ class _Run:
             if work.item:
                 self._attempt(work, "preprocess", self._look)
             group.append(work)
-            if sum(w.windows for w in group) >= self.together or not work.small:
+            if sum(w.windows for w in group) >= self.together or sum(w.voxels for w in group) >= _ROOM:
                 yield group
                 group = []
         if group:

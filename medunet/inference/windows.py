@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ COMPILED = "models/compiled"
 
 _BATCH = {"cpu": 1, "cuda": 4}
 _FLAT_BATCH = {"cpu": 1, "cuda": 32}
-_AHEAD = 16  # small images whose windows a backend may take side by side
+_AHEAD = 32  # windows of several images that a backend may take side by side
 _MANY = 20  # windows that are worth timing one beforehand
 _SMALL = 500_000  # voxels around which a second thread saves less than its waiting costs
 _GROUP = 8  # slices of a 2D network that are held at a time
@@ -283,25 +284,26 @@ class WindowInferer(Inferer):
     def _drive(self, runs: Sequence[Generator[Tensor, Tensor, Segmentation]], backend: Backend) -> list[Segmentation]:
         """Run the passages of several images side by side."""
         results: dict[int, Segmentation] = {}
-        asked = {number: next(run) for number, run in enumerate(runs)}
-        while asked:
-            for number, answer in zip(list(asked), self._answers(list(asked.values()), backend), strict=True):
+        numbers = list(range(len(runs)))
+        asked: Iterator[Tensor] = map(next, runs)  # an image is looked at when it is its turn
+        while numbers:
+            following: dict[int, Tensor] = {}
+            for number, answer in zip(numbers, self._answers(asked, backend), strict=True):
                 try:
-                    asked[number] = runs[number].send(answer)
+                    following[number] = runs[number].send(answer)
                 except StopIteration as done:
                     results[number] = done.value
-                    del asked[number]
             del answer  # before the next ones are made
+            numbers, asked = list(following), iter(following.values())
         return [results[number] for number in range(len(runs))]
 
-    def _answers(self, batches: Sequence[Tensor], backend: Backend) -> Iterator[Tensor]:
+    def _answers(self, batches: Iterator[Tensor], backend: Backend) -> Iterator[Tensor]:
         """Logits of each batch, in one forward pass, or the next ones while an answer is used."""
-        if isinstance(backend, OpenVinoBackend) and backend.streams > 1 and not self.mirror_axes:
-            alone = len(batches) > 1 and all(len(batch) == 1 for batch in batches)
-            if alone:
-                yield from (logits[..., None] for logits in backend.ahead([batch[..., 0] for batch in batches]))
-                return
-        yield from torch.split(self._logits(torch.cat(list(batches)), backend), [len(batch) for batch in batches])
+        if isinstance(backend, OpenVinoBackend) and backend.streams > 1 and not (self.mirror_axes or any(self._margin)):
+            yield from _ahead(batches, backend)
+            return
+        waiting = list(batches)
+        yield from torch.split(self._logits(torch.cat(waiting), backend), [len(batch) for batch in waiting])
 
     def _logits(self, batch: Tensor, backend: Backend) -> Tensor:
         """Mean logits over the mirrored versions of (n, channels, *window)."""
@@ -334,6 +336,23 @@ class WindowInferer(Inferer):
                     ) from error
                 self.batch_size = size = size // 2
         return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch, self._margin)
+
+
+def _ahead(batches: Iterator[Tensor], backend: OpenVinoBackend) -> Iterator[Tensor]:
+    """Logits of each batch (n, channels, x, y, 1), which is only asked for when there is room for its windows."""
+    counts: deque[int] = deque()
+
+    def windows() -> Iterator[Tensor]:
+        for batch in batches:
+            counts.append(len(batch))
+            yield from torch.split(batch[..., 0], 1)
+
+    answers = backend.ahead(windows())
+    for first in answers:
+        count = counts.popleft()
+        if count > 1:  # each lasts until the next is taken
+            first = torch.cat([first.clone(), *(next(answers).clone() for _ in range(count - 1))])
+        yield first[..., None]
 
 
 def _sent(windows: Tensor, device: torch.device) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,20 @@ class OpenVinoBackend:
             return torch.from_numpy(self.requests[0].infer({0: window}, share_inputs=True, share_outputs=True)[0])
         return torch.cat([logits.clone() for logits in self.ahead(torch.split(windows, 1))])
 
-    def ahead(self, windows: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Logits of each window (1, channels, *window) in order, while the next ones are computed."""
+    def ahead(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Logits of each window (1, channels, *window) in order, while the next ones are computed.
+
+        Windows are taken as requests are free, and logits last until the next are asked for.
+        """
         running: deque[tuple[Any, Any]] = deque()
-        free = deque(self.requests)
-        rest = deque(windows)
-        while rest or running:
-            while rest and free:
-                request, window = free.popleft(), rest.popleft().contiguous().numpy()
+        free, rest = deque(self.requests), iter(windows)
+        while True:
+            for tensor in islice(rest, len(free)):
+                request, window = free.popleft(), tensor.contiguous().numpy()
                 request.start_async({0: window}, share_inputs=True)
                 running.append((request, window))  # which must live until then
+            if not running:
+                return
             request, _ = running.popleft()
             request.wait()
             yield torch.from_numpy(request.get_output_tensor(0).data)
