@@ -24,7 +24,7 @@ def dice_of(bundle: Path) -> float:
 
 
 def test_there_are_some() -> None:
-    assert [bundle.name for bundle in SHIPPED] == ["hippocampus_mri_3d"]
+    assert [bundle.name for bundle in SHIPPED] == ["hippocampus_mri_2d", "hippocampus_mri_3d"]
 
 
 @pytest.mark.parametrize("bundle", SHIPPED, ids=lambda path: path.name)

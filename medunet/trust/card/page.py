@@ -154,7 +154,11 @@ def _training(facts: Mapping[str, Any]) -> str:
         ("batch size", number(plan.get("batch_size"))),
         ("learning rate", number(plan.get("learning_rate"))),
         ("weight decay", number(plan.get("weight_decay"))),
-        ("epochs planned", number(plan.get("epochs"))),
+        *(
+            [("minutes planned", number(plan["minutes"]))]
+            if plan.get("minutes")
+            else [("epochs planned", number(plan.get("epochs")))]
+        ),
         ("steps per epoch", number(plan.get("steps_per_epoch"))),
         *_shipped_fold(facts),
         *((f"version of {name}", version) for name, version in facts["software"].items()),
