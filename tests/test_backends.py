@@ -31,6 +31,7 @@ from medunet.inference.backends import (
     network_digest,
 )
 from medunet.inference.device import mixed_type
+from medunet.inference.windows import _ahead
 from medunet.networks import UNet
 
 PACKAGES = {"openvino": ["openvino"], "onnx": ["onnxruntime", "onnx"], "torch": []}
@@ -419,6 +420,10 @@ def test_flat_windows_run_side_by_side_and_come_in_order(three_threads: None) ->
     first = next(backend.ahead(many))  # left in the middle
     assert torch.equal(first, alone[0])
     assert torch.equal(backend(many[5]), alone[5])
+    places = [[0, 1], [2], [3, 4, 5]]  # what three images ask for
+    batches = (torch.cat([many[n] for n in numbers])[..., None] for numbers in places)
+    for numbers, logits in zip(places, _ahead(batches, backend), strict=True):
+        assert torch.equal(logits, torch.cat([alone[n] for n in numbers])[..., None])
     deep = make("openvino", unet(3), dims=3)
     assert deep.streams == 1
 

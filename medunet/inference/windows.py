@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -288,16 +288,17 @@ class WindowInferer(Inferer):
         asked: Iterator[Tensor] = map(next, runs)  # an image is looked at when it is its turn
         while numbers:
             following: dict[int, Tensor] = {}
-            for number, answer in zip(numbers, self._answers(asked, backend), strict=True):
-                try:
-                    following[number] = runs[number].send(answer)
-                except StopIteration as done:
-                    results[number] = done.value
+            with closing(self._answers(asked, backend)) as answers:
+                for number, answer in zip(numbers, answers, strict=True):
+                    try:
+                        following[number] = runs[number].send(answer)
+                    except StopIteration as done:
+                        results[number] = done.value
             del answer  # before the next ones are made
             numbers, asked = list(following), iter(following.values())
         return [results[number] for number in range(len(runs))]
 
-    def _answers(self, batches: Iterator[Tensor], backend: Backend) -> Iterator[Tensor]:
+    def _answers(self, batches: Iterator[Tensor], backend: Backend) -> Generator[Tensor]:
         """Logits of each batch, in one forward pass, or the next ones while an answer is used."""
         if isinstance(backend, OpenVinoBackend) and backend.streams > 1 and not (self.mirror_axes or any(self._margin)):
             yield from _ahead(batches, backend)
@@ -338,7 +339,7 @@ class WindowInferer(Inferer):
         return _as_large(done[0] if len(done) == 1 else torch.cat(done), batch, self._margin)
 
 
-def _ahead(batches: Iterator[Tensor], backend: OpenVinoBackend) -> Iterator[Tensor]:
+def _ahead(batches: Iterator[Tensor], backend: OpenVinoBackend) -> Generator[Tensor]:
     """Logits of each batch (n, channels, x, y, 1), which is only asked for when there is room for its windows."""
     counts: deque[int] = deque()
 

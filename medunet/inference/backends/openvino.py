@@ -75,17 +75,21 @@ class OpenVinoBackend:
         """
         running: deque[tuple[Any, Any]] = deque()
         free, rest = deque(self.requests), iter(windows)
-        while True:
-            for tensor in islice(rest, len(free)):
-                request, window = free.popleft(), tensor.contiguous().numpy()
-                request.start_async({0: window}, share_inputs=True)
-                running.append((request, window))  # which must live until then
-            if not running:
-                return
-            request, _ = running.popleft()
-            request.wait()
-            yield torch.from_numpy(request.get_output_tensor(0).data)
-            free.append(request)
+        try:
+            while True:
+                for tensor in islice(rest, len(free)):
+                    request, window = free.popleft(), tensor.contiguous().numpy()
+                    request.start_async({0: window}, share_inputs=True)
+                    running.append((request, window))  # which must live until then
+                if not running:
+                    return
+                running[0][0].wait()
+                request, _ = running.popleft()
+                yield torch.from_numpy(request.get_output_tensor(0).data)
+                free.append(request)
+        finally:
+            for request, _ in running:  # another image failed: they are of no use, and busy
+                request.wait()
 
     def _convert(self, network: nn.Module, example: Tensor) -> Files:
         with torch.no_grad(), quiet():
