@@ -44,7 +44,7 @@ def case_dices(dataset: Path, work: Path, recipe: str, options: argparse.Namespa
     settings, overlays = RECIPES[recipe]
     found = {}
     for fold in options.folds:
-        name = f"{dataset.name}_{recipe.replace(' ', '_').replace(',', '')}_fold_{fold}"
+        name = f"{dataset.name}_{recipe.replace(' ', '_').replace(',', '')}_{options.steps}_steps_fold_{fold}"
         bundle = work / name
         done = bundle / "eval" / f"fold_{fold}" / "scores.json"
         if not done.is_file():
