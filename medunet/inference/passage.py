@@ -152,7 +152,9 @@ class Passage:
         synchronize(accumulator.sums.device)
         clock = time.perf_counter()
         start, planes = accumulator.start, stop - accumulator.start
-        complete = probabilities(accumulator.mean(planes), self.classes)
+        complete = accumulator.mean(planes)
+        for part in _pieces(complete, complete.numel()):
+            probabilities(part, self.classes)
         inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
         inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
         if inner[axis].start < inner[axis].stop:
@@ -163,21 +165,23 @@ class Passage:
         self.restore += time.perf_counter() - clock
 
     def _judge(self, complete: Tensor) -> Tensor | None:
-        """Note how certain the network was, a few planes at a time; label numbers."""
+        """Note how certain the network was, a piece at a time; label numbers."""
         if self.certainty is None:
             return None
-        axis, winners = self.windows.axis, []
-        step = max(1, _TOGETHER * complete.shape[1 + axis] // complete.numel())
-        for part in torch.split(complete, step, dim=1 + axis):
+        winners = torch.empty(complete.shape[1:], dtype=torch.int16, device=complete.device)
+        for part, into in zip(
+            *(_pieces(volume, complete.numel()) for volume in (complete, winners[None])), strict=True
+        ):
             part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-            winners.append(decide(part, self.classes))
-            self.certainty.update(part, winners[-1])
+            labels = decide(part, self.classes)
+            self.certainty.update(part, labels)
+            into[0] = labels
         if not self.certainty.finite:
             raise NetworkError(
                 "the network's output is not a number; predict with --backend torch or on the CPU, and train again if "
                 "it is so there too"
             )
-        return torch.cat(winners, dim=axis)
+        return winners
 
 
 class _Inside:
@@ -203,6 +207,11 @@ def around(box: Box, shape: Shape) -> list[Box]:
         before, after = box[:axis], tuple((0, n) for n in shape[axis + 1 :])
         rest += [(*before, side, *after) for side in ((0, start), (stop, size)) if side[0] < side[1]]
     return rest
+
+
+def _pieces(volume: Tensor, numbers: int) -> tuple[Tensor, ...]:
+    """Parts of (n, x, y, z) along x, where memory is in one piece: as many as make `numbers` fit the cache."""
+    return torch.split(volume, max(1, _TOGETHER * volume.shape[1] // numbers), dim=1)
 
 
 def _constant(window: Tensor) -> tuple[float, ...] | None:
