@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from medunet.inference.backends import (
     make_backend,
     network_digest,
 )
-from medunet.inference.device import mixed_type
+from medunet.inference.device import bfloat16_pays, mixed_type, multiplies_bfloat16
 from medunet.inference.windows import _ahead
 from medunet.networks import UNet
 
@@ -332,19 +333,21 @@ def test_mixed_precision_is_what_the_card_computes_in(
 
 
 @pytest.mark.parametrize(
-    ("able", "dtype"),
+    ("able", "pays", "dtype"),
     [
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
-        ({"bf16": True, "sve": False}, None),
-        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, None),
-        ({}, None),
+        ({"avx512_bf16": True, "amx_bf16": False}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False}, False, None),
+        ({"bf16": True, "sve": False}, True, None),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True, None),
+        ({}, True, None),
     ],
 )
-def test_a_processor_mixes_only_what_it_multiplies(
-    able: dict[str, bool], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_mixes_only_what_it_multiplies_and_faster(
+    able: dict[str, bool], pays: bool, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr("medunet.inference.device.bfloat16_pays", lambda: pays)
     assert mixed_type(torch.device("cpu")) is dtype
     assert mixed_type(torch.device("mps")) is None
     network, x = unet(), windows(2, 2)
@@ -355,7 +358,18 @@ def test_a_processor_mixes_only_what_it_multiplies(
     assert (1e-4 < away < build.MIXED_AGREEMENT) if dtype else away < 1e-6
 
 
-needs_bfloat16 = pytest.mark.skipif(mixed_type(torch.device("cpu")) is None, reason="no bfloat16 on this processor")
+def test_bfloat16_pays_where_a_convolution_takes_clearly_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.nn.functional.conv2d
+    for slow, pays in ((torch.float32, True), (torch.bfloat16, False)):
+
+        def convolve(image: torch.Tensor, *given: Any, slow: torch.dtype = slow, **options: Any) -> torch.Tensor:
+            return sum(plain(image, *given, **options) for _ in range(5 if image.dtype == slow else 1))
+
+        monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
+        assert bfloat16_pays.__wrapped__() is pays
+
+
+needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="no bfloat16 on this processor")
 
 
 @needs_bfloat16
@@ -363,6 +377,7 @@ needs_bfloat16 = pytest.mark.skipif(mixed_type(torch.device("cpu")) is None, rea
 def test_a_converted_network_computes_in_bfloat16_when_asked_and_is_compared_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("medunet.inference.device.bfloat16_pays", lambda: True)
     network, x = unet(), windows(2, 2)
 
     def made(amp: bool) -> Backend:
@@ -430,7 +445,8 @@ def test_flat_windows_run_side_by_side_and_come_in_order(three_threads: None) ->
 
 @needs_bfloat16
 @needs_both
-def test_auto_measures_bfloat16_for_itself(tmp_path: Path) -> None:
+def test_auto_measures_bfloat16_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunet.inference.device.bfloat16_pays", lambda: True)
     network = unet()
     assert "bfloat16" not in choose(network, 10**7, tmp_path)[1]
     chosen = choose_backend(network, "cpu", WINDOWS[2], CHANNELS, amp=True, cache=tmp_path, windows=10**7)

@@ -22,6 +22,7 @@ from torch import nn
 from medunet import verbs
 from medunet.bundle.running import load_workflow
 from medunet.errors import BundleError, DatasetError, ResourceError, TrainingError
+from medunet.inference.device import mixed_type
 from medunet.training import (
     Budget,
     CaseSampler,
@@ -244,6 +245,21 @@ def test_a_run_that_goes_on_with_other_threads_says_that_its_weights_will_differ
         assert "fold 0: training on from step 6 to 9" in said
         words = f"PyTorch has {here} threads, the run so far had {threads}: sums are rounded otherwise"
         assert (words in said) == told
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(
+    trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was begun on a processor that is faster in bfloat16, and goes on on another."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    last = bundle / "models" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    here = "float32" if mixed_type(torch.device("cpu")) is None else "bfloat16"
+    assert state["precision"] == here
+    torch.save({**state, "max_epochs": 3, "precision": "float16"}, last)
+    verbs.train(bundle, 0, {"resume": True, "device::name": "cpu"})
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"the network computes in {here} here, in the run so far it did in float16: the weights will not be" in said
 
 
 def test_a_checkpoint_is_resumed_for_its_own_fold_alone(trained_bundle: Path, tmp_path: Path) -> None:

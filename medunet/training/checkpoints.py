@@ -20,6 +20,7 @@ from medunet.inference.weights import MODEL, plan_digest, read_state
 from medunet.networks.ensemble import members_in
 from medunet.planning.record import MEANING
 from medunet.training.events import on_prepared
+from medunet.training.precision import precision_of
 
 LAST = "models/checkpoint_last.pt"
 
@@ -67,7 +68,7 @@ class Checkpoints:
 
     def _start(self, engine: Engine) -> None:
         engine.state.cycle, engine.state.asked, engine.state.interval = 0, None, None
-        engine.state.threads = torch.get_num_threads()
+        engine.state.threads, engine.state.precision = torch.get_num_threads(), precision_of(engine)
         if self.resume:
             self._restore(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)  # behind all others
@@ -107,6 +108,7 @@ class Checkpoints:
             "best": self.best,
             "since_best": self.since_best,
             "threads": torch.get_num_threads(),
+            "precision": precision_of(engine),
             **_chances(engine),
         }
         write_with(self.last, lambda path: torch.save(content, path))
@@ -177,6 +179,7 @@ class Checkpoints:
         engine.state.asked, engine.state.interval = state["asked"], state["interval"]
         self._written = bool(state.get("written"))
         engine.state.threads = state.get("threads", engine.state.threads)
+        engine.state.precision = state.get("precision", engine.state.precision)
         _take_chances(engine, state)
         if members_in(read_state(self.model)) if self.model.is_file() else False:
             self._own = fold_weights(self.bundle, self.fold)

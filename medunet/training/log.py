@@ -17,6 +17,7 @@ from torch import Tensor
 from medunet.data.atomic import read_rows, remove_stale, write_text
 from medunet.training.checkpoints import is_main_process
 from medunet.training.events import on_prepared
+from medunet.training.precision import precision_of
 from medunet.training.schedule import total_steps
 
 _EVERY_SECONDS = 20.0  # between two plain lines
@@ -98,6 +99,12 @@ class Log:
             self.say(
                 f"PyTorch has {threads} threads, the run so far had {before}: sums are rounded otherwise, so that the "
                 f"weights will not be those of an undisturbed run (with OMP_NUM_THREADS={before} they will)"
+            )
+        now, before = precision_of(engine), engine.state.precision
+        if now != before:
+            self.say(
+                f"the network computes in {now} here, in the run so far it did in {before}: the weights will not be "
+                f"those of an undisturbed run"
             )
 
     def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:

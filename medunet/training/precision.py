@@ -72,6 +72,13 @@ def sees_less(network: nn.Module, shape: torch.Size) -> bool:
     return any(found)
 
 
+def precision_of(trainer: Any) -> str:
+    """What a trainer's network computes in, for reading; ``mixed precision`` where the trainer itself sets it."""
+    if getattr(trainer, "amp", False):
+        return "mixed precision"
+    return str(getattr(getattr(trainer, "inferer", None), "dtype", None) or torch.float32).removeprefix("torch.")
+
+
 def by_trainer(device: torch.device, amp: bool = False) -> bool:
     """Whether mixed precision is the trainer's to set, which scales the loss: on CUDA, where the plan has it."""
     return bool(amp) and device.type == "cuda"
