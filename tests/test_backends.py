@@ -358,6 +358,31 @@ def test_a_processor_mixes_only_what_it_multiplies_and_faster(
     assert (1e-4 < away < build.MIXED_AGREEMENT) if dtype else away < 1e-6
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate"])
+def test_small_3d_convolutions_of_one_window_run_by_onednn(padding_mode: str) -> None:
+    """ATen computes them several times slower; nothing else of the network changes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1, padding_mode=padding_mode), nn.InstanceNorm3d(4), nn.Conv3d(4, 6, 2, 2),
+        nn.Conv3d(6, 6, 3, padding="same", groups=2), nn.ConvTranspose3d(6, 4, 2, 2), nn.Conv3d(4, 3, 1),
+    ).eval()  # fmt: skip
+
+    def run(act: Callable[[Tensor], Tensor], window: Tensor) -> tuple[Tensor, int]:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            logits = act(window)
+        return logits, sum(e.count for e in profile.key_averages() if e.key == "aten::mkldnn_convolution")
+
+    for count, more in ((1, 2), (2, 0)):
+        window = torch.randn((count, 1, 8, 10, 12), generator=torch.Generator().manual_seed(1))
+        expected, plain = run(network, window)
+        logits, own = run(TorchBackend(network, "cpu"), window)
+        assert torch.allclose(logits, expected, atol=1e-5)
+        assert own == plain + more
+        assert logits.dtype == torch.float32
+        assert not logits.requires_grad
+
+
 def test_bfloat16_pays_where_a_convolution_takes_clearly_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.nn.functional.conv2d
     for slow, pays in ((torch.float32, True), (torch.bfloat16, False)):
