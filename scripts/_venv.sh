@@ -11,5 +11,5 @@ if [ ! -e "$stamp" ]; then
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
     touch "$stamp"
 fi
-PATH="$PWD/$VENV/bin:$PATH"
+PATH="$(cd "$VENV" && pwd)/bin:$PATH"
 export PATH
