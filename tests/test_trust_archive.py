@@ -23,7 +23,7 @@ from trust_forging import files_of, forged, pickled_call, sha256
 
 import medunet
 from medunet import verbs
-from medunet.bundle import packing
+from medunet.bundle import facts, packing
 from medunet.bundle.facts import commit_of
 from medunet.data.volume import read_label
 from medunet.errors import BundleError, InputError, UnsafeError
@@ -111,6 +111,18 @@ def test_packing_elsewhere_and_later_gives_the_same_bytes(trained_bundle: Path, 
         assert [n for n in first.namelist() if n not in other.namelist() or other.read(n) != first.read(n)] == []
     assert (tmp_path / "other.zip").read_bytes() == packed.read_bytes()
     assert stat.S_IMODE((tmp_path / "other.zip").stat().st_mode) == 0o600
+
+
+def test_only_what_is_needed_here_is_a_component(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setuptools puts copies of other packages on the path when it is imported, some of them for older Pythons."""
+    needs = ["new-one>=1", 'old; python_version < "3"', 'plot; extra == "plots"', "Both[fast]>=2", "absent"]
+    for name, required in {"root": needs, "new_one": ["root"], "old": [], "plot": [], "both": []}.items():
+        folder = tmp_path / f"{name}-2.0.dist-info"
+        folder.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 2.0", *(f"Requires-Dist: {r}" for r in required)]
+        (folder / "METADATA").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [d.metadata["Name"] for d in facts._dependencies("root")] == ["both", "new_one", "root"]
 
 
 def test_only_what_is_listed_leaves_the_house(trained_bundle: Path, phantom_dataset: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 
 from medunet.data.atomic import json_text
 from medunet.errors import InputError
@@ -18,8 +19,6 @@ from medunet.evaluation.scores import read_scores
 from medunet.trust.archive.names import DATA, MODEL, PROVENANCE, QUALITY, SCORES
 from medunet.trust.archive.slices import Slice
 from medunet.trust.archive.strictjson import canonical
-
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def weights_fold(bundle: Path) -> int | str | None:
@@ -129,9 +128,9 @@ def _dependencies(root: str) -> list[installed.Distribution]:
         try:
             found[name] = installed.distribution(name)
         except installed.PackageNotFoundError:
-            continue  # for another system or Python
-        required = [text for text in found[name].requires or [] if "extra ==" not in text]
-        waiting += [match[0] for text in required if (match := _NAME.match(text))]
+            continue
+        required = map(Requirement, found[name].requires or [])
+        waiting += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     return [found[name] for name in sorted(found)]
 
 
