@@ -383,15 +383,19 @@ def test_small_3d_convolutions_of_one_window_run_by_onednn(padding_mode: str) ->
         assert not logits.requires_grad
 
 
-def test_bfloat16_pays_where_a_convolution_takes_clearly_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = torch.nn.functional.conv2d
-    for slow, pays in ((torch.float32, True), (torch.bfloat16, False)):
+@pytest.mark.parametrize(("mixed", "pays"), [(0.5, True), (0.75, True), (0.85, False), (2.0, False)])
+def test_bfloat16_pays_where_a_convolution_takes_clearly_less_time(
+    mixed: float, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only convolutions move, so that the answer is not this machine's."""
+    clock = [0.0]
 
-        def convolve(image: torch.Tensor, *given: Any, slow: torch.dtype = slow, **options: Any) -> torch.Tensor:
-            return sum(plain(image, *given, **options) for _ in range(5 if image.dtype == slow else 1))
+    def convolve(image: torch.Tensor, *given: Any, **options: Any) -> None:
+        clock[0] += mixed if image.dtype == torch.bfloat16 else 1.0
 
-        monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
-        assert bfloat16_pays.__wrapped__() is pays
+    monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
+    monkeypatch.setattr("medunet.inference.device.time.perf_counter", lambda: clock[0])
+    assert bfloat16_pays.__wrapped__() is pays
 
 
 needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="no bfloat16 on this processor")

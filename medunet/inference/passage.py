@@ -169,9 +169,8 @@ class Passage:
         if self.certainty is None:
             return None
         winners = torch.empty(complete.shape[1:], dtype=torch.int16, device=complete.device)
-        for part, into in zip(
-            *(_pieces(volume, complete.numel()) for volume in (complete, winners[None])), strict=True
-        ):
+        numbers = complete.numel()
+        for part, into in zip(_pieces(complete, numbers), _pieces(winners[None], numbers), strict=True):
             part = part.cpu() if part.device.type == "mps" else part  # which has no float64
             labels = decide(part, self.classes)
             self.certainty.update(part, labels)
@@ -210,7 +209,7 @@ def around(box: Box, shape: Shape) -> list[Box]:
 
 
 def _pieces(volume: Tensor, numbers: int) -> tuple[Tensor, ...]:
-    """Parts of (n, x, y, z) along x, where memory is in one piece: as many as make `numbers` fit the cache."""
+    """(n, x, y, z) cut along x, across which memory runs on, as finely as a volume of so many `numbers` must be."""
     return torch.split(volume, max(1, _TOGETHER * volume.shape[1] // numbers), dim=1)
 
 
