@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What training takes: Dice against minutes, a step beside one without loading, compiled steps, and memory.
 
-    python scripts/bench_training.py DATASET [--only curve,step,compile,memory] [--minutes 10] [--bundle BUNDLE]
+    python scripts/bench_training.py DATASET [--only curve,step,compile,memory] [--minutes 10] [--set KEY=VALUE]
+                                     [--bundle BUNDLE]
 
 DATASET is an MSD folder such as Task04_Hippocampus. The parts:
 
@@ -70,7 +71,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def curve(dataset: Path, bundle: Path, options: argparse.Namespace) -> None:
     """Train for real and read what the run left."""
     device = ["--device", options.device] if options.device else []
-    seconds = medunet("train", bundle, "--minutes", options.minutes, "--fold", 0, *device)
+    changed = [word for pair in options.set for word in ("--set", pair)]
+    seconds = medunet("train", bundle, "--minutes", options.minutes, "--fold", 0, *device, *changed)
     fold = bundle / "eval" / "fold_0"
     rows = [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
     scores = json.loads((fold / "scores.json").read_text())
@@ -332,6 +334,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the curve")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the curve's run")
     parser.add_argument("--png", type=Path, help="also draw the curve, such as docs/images/training_curve.png")
     parser.add_argument("--bundle", type=Path, help="planned from DATASET; it is trained by the curve")
     parser.add_argument("--device", help="cpu or cuda; by default what medunet picks")
