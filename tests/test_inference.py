@@ -218,17 +218,57 @@ def test_windows_are_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch
 
 def test_memory_does_not_grow_with_the_number_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planes that the network's input and its logits are held for, whatever the length of the volume."""
-    held, add = [], Accumulator.add
-
-    def noting(self: Accumulator, *arguments: Any) -> None:
-        held.append(self.sums.shape[-1])
-        add(self, *arguments)
-
-    monkeypatch.setattr(Accumulator, "add", noting)
+    held = noted_voxels(monkeypatch)
     network = nn.Conv3d(1, 3, 1).eval()
     for slices in (32, 64, 200):
         inferer(patch_size=(8, 8, 16))(image_on(Grid.from_spacing((8, 8, slices)))[None], network)
-    assert set(held) == {16}
+    assert set(held) == {8 * 8 * 16}
+
+
+def noted_voxels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many voxels' sums an accumulator holds after every window."""
+    held, add = [], Accumulator.add
+
+    def noting(self: Accumulator, *arguments: Any) -> None:
+        add(self, *arguments)
+        held.append(sum(column[0].numel() for column in self.held))
+
+    monkeypatch.setattr(Accumulator, "add", noting)
+    return held
+
+
+def test_what_is_finished_within_a_row_is_not_held_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a row waits for the next, the other half is only held where windows are."""
+    held = noted_voxels(monkeypatch)
+    network, image = nn.Conv3d(1, 3, 1).eval(), image_on(Grid.from_spacing((40, 8, 64)))
+    engine = inferer(patch_size=(8, 8, 16))
+    labels = engine(image[None], network)[0, 0].as_tensor()
+    assert max(held) == 8 * (40 * 8 + 8 * 8) == engine.windows(engine.frame.see(image), network)[1].held(single=False)
+    held.clear()
+    made = probabilities_of(engine, image, network, 3)  # asked for, whole rows of them are handed over
+    assert max(held) == 8 * 40 * 16
+    assert torch.equal(labels.long(), 3 * made.argmax(0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_columns_of_any_kind_give_the_labels_of_whole_rows(data: st.DataObject) -> None:
+    """Sizes, windows, overlaps, windows a pass, images smaller than a window, slices one by one."""
+    size = data.draw(st.tuples(*[st.integers(1, 30)] * 3))
+    flat = data.draw(st.booleans())
+    patch = data.draw(st.tuples(*[st.integers(2, 9)] * (2 if flat else 3)))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    network = (nn.Conv2d if flat else nn.Conv3d)(1, 3, 3, padding=1).eval()
+    overlap, together = data.draw(st.sampled_from([0.0, 0.25, 0.5, 0.8])), data.draw(st.integers(1, 7))
+    engine = inferer(3, patch_size=patch, overlap=overlap, batch_size=together)
+    image = image_on(Grid.from_spacing(size))
+    labels = engine(image[None], network)[0, 0].as_tensor()
+    made = probabilities_of(engine, image, network, 3)
+    first, second = made.topk(2, dim=0).values
+    alike = torch.from_numpy(np.array(engine.values))[made.argmax(0)] == labels
+    assert alike[first - second > 1e-5].all()
+    _, windows = engine.windows(engine.frame.see(image), network)
+    assert windows.held(single=False) <= windows.held(single=True)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -240,7 +280,10 @@ def test_flips_are_exact_and_labels_keep_their_values(known: bool) -> None:
     one_hot = torch.zeros(3, 4, 3, 2).scatter_(0, classes[None], 1.0)
     restorer = Restorer(Resampling(Grid((4, 3, 2), flipped), target), 2, [0, 7, 300])
     for planes in (slice(0, 1), slice(1, 2)):
-        restorer.put(one_hot[..., planes].clone(), classes[..., planes] if known else None)
+        if known:
+            restorer.put_labels(classes[..., planes])
+        else:
+            restorer.put(one_hot[..., planes].clone())
     assert np.array_equal(restorer.labels, np.array([0, 7, 300])[classes.flip(0).numpy()])
     assert restorer.labels.dtype == np.int16
 
@@ -248,7 +291,7 @@ def test_flips_are_exact_and_labels_keep_their_values(known: bool) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_labels_that_are_known_are_put_where_probabilities_would_put_them(data: st.DataObject) -> None:
-    """Other order and direction of axes, planes a few at a time, classes or regions, also interpolated."""
+    """Other order and direction of axes, planes a few at a time, classes or regions."""
     shape = data.draw(st.tuples(*[st.integers(1, 5)] * 3))
     axis, outputs, classes = data.draw(st.integers(0, 2)), data.draw(st.integers(2, 4)), data.draw(st.booleans())
     affine = np.zeros((4, 4))
@@ -258,16 +301,15 @@ def test_labels_that_are_known_are_put_where_probabilities_would_put_them(data: 
         sign = data.draw(st.sampled_from([1, -1]))
         affine[row, column], affine[row, 3] = sign, 0 if sign > 0 else shape[row] - 1
     target = Grid(tuple(shape[row] for row in order), affine)
-    step = data.draw(st.sampled_from([1.0, 1.0, 0.7]))
-    resampling = Resampling(Grid.from_spacing(shape, (step, step, step)), target)
+    resampling = Resampling(Grid.from_spacing(shape), target)
     logits = torch.randn((outputs, *shape), generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     made = probabilities(logits, classes)
     values = [0, *range(3, 2 + outputs + (not classes))]
     told, untold = Restorer(resampling, axis, values), Restorer(resampling, axis, values)
     for planes in torch.split(made, data.draw(st.integers(1, 5)), dim=1 + axis):
-        told.put(planes.clone(), decide(planes, classes))
+        told.put_labels(decide(planes, classes))
         untold.put(planes.clone())
-    assert resampling.rearranges or step != 1.0
+    assert told.takes_labels
     assert np.array_equal(told.labels, untold.labels)
 
 

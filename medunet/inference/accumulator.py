@@ -1,6 +1,8 @@
-"""Weighted sums of overlapping windows, kept only for the planes that open windows still touch."""
+"""Weighted sums of overlapping windows, kept only where open windows still touch them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,38 +11,76 @@ from medunet.inference.placement import Place, Windows
 
 
 class Accumulator:
-    """Logits of a row of windows and of what it shares with the next.
+    """Logits of a row of windows, in columns.
 
-    Shapes: `sums` (classes, ...) with the row's depth along the windows' axis and the volume's size along the others.
+    A column has room for all planes of a row while windows touch it, and between rows only for what they share. A
+    single one keeps its room.
+
+    Shapes: each of `held` is (classes + 1, ...), the weights last, from plane `start` on.
+
+    Args:
+        windows: where windows lie.
+        columns: first voxel and the one after the last along `windows.across`, one after the other.
+        classes: the network's outputs.
+        importance: how much each voxel of a window counts.
+        device: where logits are.
     """
 
-    def __init__(self, windows: Windows, classes: int, importance: Tensor, device: torch.device) -> None:
-        self.axis, self.depth = windows.axis, windows.depth
-        shape = [self.depth if axis == self.axis else n for axis, n in enumerate(windows.size)]
-        self.sums = torch.zeros((classes, *shape), device=device)
-        self.weights = torch.zeros(shape, device=device)
-        self.importance = importance.to(device)
-        self.start = 0
+    def __init__(
+        self,
+        windows: Windows,
+        columns: Sequence[tuple[int, int]],
+        classes: int,
+        importance: Tensor,
+        device: torch.device,
+    ) -> None:
+        self.axis, self.across, self.depth = windows.axis, windows.across, windows.depth
+        self.columns, self.importance, self.start = columns, importance.to(device), 0
+        self.held = []
+        for first, stop in columns:
+            shape = list(windows.size)
+            shape[self.across], shape[self.axis] = stop - first, 0
+            self.held.append(torch.zeros((classes + 1, *shape), device=device))
 
     def add(self, logits: Tensor, place: Place) -> None:
         """Add the voxels that count of a window's logits (classes, *window)."""
-        seen = tuple(slice(s.first - s.start, s.stop - s.start) for s in place)
+        seen = [slice(s.first - s.start, s.stop - s.start) for s in place]
         inside = [slice(s.first, s.stop) for s in place]
-        along = place[self.axis]
-        inside[self.axis] = slice(along.first - self.start, along.stop - self.start)
-        self.sums[(slice(None), *inside)].addcmul_(logits[(slice(None), *seen)], self.importance[seen])
-        self.weights[tuple(inside)].add_(self.importance[seen])
+        inside[self.axis] = slice(place[self.axis].first - self.start, place[self.axis].stop - self.start)
+        across = place[self.across]
+        for number, (first, stop) in enumerate(self.columns):
+            low, high = max(first, across.first), min(stop, across.stop)
+            if low < high:
+                seen[self.across] = slice(low - across.start, high - across.start)
+                inside[self.across] = slice(low - first, high - first)
+                column, weight = self._open(number)[(slice(None), *inside)], self.importance[tuple(seen)]
+                column[:-1].addcmul_(logits[(slice(None), *seen)], weight)
+                column[-1].add_(weight)
 
-    def mean(self, planes: int) -> Tensor:
-        """Logits of the first `planes` planes, divided in place; no window may be added to them any more."""
-        sums = self.sums.narrow(1 + self.axis, 0, planes)
-        return sums.div_(self.weights.narrow(self.axis, 0, planes))
+    def _open(self, number: int) -> Tensor:
+        """A column with room for a row."""
+        held = self.held[number]
+        known = held.shape[1 + self.axis]
+        if known < self.depth:
+            shape = list(held.shape)
+            shape[1 + self.axis] = self.depth
+            self.held[number] = held.new_zeros(shape)
+            self.held[number].narrow(1 + self.axis, 0, known).copy_(held)
+        return self.held[number]
 
-    def advance(self, planes: int) -> None:
-        """Forget the first `planes` planes and make room for as many new ones."""
+    def mean(self, number: int, planes: int) -> Tensor:
+        """Logits of a column's first planes, divided in place; no window may be added to them any more."""
+        column = self.held[number].narrow(1 + self.axis, 0, planes)
+        return column[:-1].div_(column[-1])
+
+    def keep(self, number: int, planes: int) -> None:
+        """Forget a column's first planes."""
+        column = self.held[number]
         kept = self.depth - planes
-        for volume in (*self.sums, self.weights):  # class by class: the copy is small
+        if len(self.columns) > 1:
+            self.held[number] = column.narrow(1 + self.axis, planes, kept).clone()
+            return
+        for volume in column:  # class by class: the copy is small
             if kept > 0:
                 volume.narrow(self.axis, 0, kept).copy_(volume.narrow(self.axis, planes, kept).clone())
             volume.narrow(self.axis, kept, planes).zero_()
-        self.start += planes

@@ -70,10 +70,12 @@ class Passage:
         inside = self.labels[tuple(slice(*bounds) for bounds in image.box)]
         self.sink = None if sink is None else _Inside(sink, image)
         self.restorer = Restorer(back, windows.axis, values, inside, self.sink)
+        self.columns = self.windows.columns(single=not self.restorer.takes_labels)
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
         self.preprocess = self.restore = 0.0
         self.classes = True
+        self._winners: Tensor | None = None
         self._planes: tuple[int, Tensor] | None = None
         self._constant: tuple[tuple[float, ...], Tensor] | None = None
 
@@ -83,13 +85,16 @@ class Passage:
         A window in which every channel is constant, such as clipped air, is only yielded when the one before like it
         was another: the same input has the same logits.
         """
+        size, across = self.windows.size, self.windows.across
         for row in self.windows.rows():
-            self._finish(row.first)
+            closed = 0
             start = time.perf_counter()
             slab = self._slab(row.start, row.end)
             self.preprocess += time.perf_counter() - start
             waiting: list[Place] = []
             for place in row.places:
+                if not waiting:
+                    closed = self._finish(row, closed, place[across].first)
                 window = self._cut(slab, row, place)
                 constant = _constant(window)
                 if constant is None:
@@ -102,7 +107,8 @@ class Passage:
                     yield from self._run(slab, row, waiting)
                     waiting = []
             yield from self._run(slab, row, waiting)
-        self._finish(self.windows.size[self.windows.axis])
+            self._finish(row, closed, size[across])
+            self._put_labels()
         certainty = [] if self.certainty is None else self.certainty.features()
         return Segmentation(self.labels, certainty, self.preprocess, self.restore)
 
@@ -138,49 +144,81 @@ class Passage:
     def _add(self, logits: Tensor, place: Place) -> None:
         if self.accumulator is None:
             self.classes = are_classes(logits.shape[0], len(self.restorer.values))
-            self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
+            self.accumulator = Accumulator(self.windows, self.columns, logits.shape[0], self.importance, logits.device)
             self.certainty = Certainty(logits.shape[0], self.classes)
             if self.sink is not None:
                 self.sink.fill(self.classes)
         self.accumulator.add(logits, place)
 
-    def _finish(self, stop: int) -> None:
-        """Hand over the planes before `stop`: no window touches them any more."""
-        accumulator, axis = self.accumulator, self.windows.axis
-        if accumulator is None or accumulator.start >= stop:
-            return
-        synchronize(accumulator.sums.device)
-        clock = time.perf_counter()
-        start, planes = accumulator.start, stop - accumulator.start
-        complete = accumulator.mean(planes)
-        for part in _pieces(complete, complete.numel()):
-            probabilities(part, self.classes)
-        inner = [slice(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
-        inner[axis] = slice(max(0, inner[axis].start - start), min(planes, inner[axis].stop - start))
-        if inner[axis].start < inner[axis].stop:
-            inside = complete[(slice(None), *inner)]
-            self.restorer.put(inside, self._judge(inside))
-        accumulator.advance(planes)
-        synchronize(accumulator.sums.device)
-        self.restore += time.perf_counter() - clock
+    def _finish(self, row: Row, closed: int, before: int) -> int:
+        """Judge the complete planes of columns that end at `before` or earlier, which no window to come touches.
 
-    def _judge(self, complete: Tensor) -> Tensor | None:
-        """Note how certain the network was, a piece at a time; label numbers."""
+        `closed` are done already; how many are now.
+        """
+        accumulator, across = self.accumulator, self.windows.across
+        if accumulator is None or closed == len(self.columns) or self.columns[closed][1] > before:
+            return closed
+        synchronize(accumulator.importance.device)
+        clock, planes = time.perf_counter(), row.complete - row.first
+        while closed < len(self.columns) and self.columns[closed][1] <= before:
+            box = [(0, n) for n in self.windows.size]
+            box[self.windows.axis], box[across] = (row.first, row.complete), self.columns[closed]
+            complete = accumulator.mean(closed, planes)
+            for part in _pieces(complete, complete.numel()):
+                probabilities(part, self.classes)
+            self._hand_over(complete, box)
+            accumulator.keep(closed, planes)
+            closed += 1
+        if closed == len(self.columns):
+            accumulator.start = row.complete
+        synchronize(accumulator.importance.device)
+        self.restore += time.perf_counter() - clock
+        return closed
+
+    def _hand_over(self, complete: Tensor, box: Sequence[tuple[int, int]]) -> None:
+        """What of the probabilities of a box (outputs, ...) lies inside the image."""
+        edges = [(b, b + n) for b, n in zip(self.input.before, self.input.inner, strict=True)]
+        inner = [(max(a, first), min(b, last)) for (a, b), (first, last) in zip(box, edges, strict=True)]
+        if any(first >= last for first, last in inner):
+            return
+        inside = complete[(slice(None), *(slice(a - f, b - f) for (a, b), (f, _) in zip(inner, box, strict=True)))]
+        if not self.restorer.takes_labels:
+            self._judge(inside, None)
+            self.restorer.put(inside)
+            return
+        if self._winners is None:
+            shape = list(self.input.inner)
+            shape[self.windows.axis] = inside.shape[1 + self.windows.axis]
+            self._winners = torch.empty(shape, dtype=torch.int16, device=inside.device)
+        across = self.windows.across
+        first, last = (bound - edges[across][0] for bound in inner[across])
+        self._judge(inside, self._winners.narrow(across, first, last - first))
+
+    def _put_labels(self) -> None:
+        """Hand over the label numbers of a row's complete planes."""
+        if self._winners is not None:
+            clock = time.perf_counter()
+            self.restorer.put_labels(self._winners)
+            self._winners = None
+            self.restore += time.perf_counter() - clock
+
+    def _judge(self, inside: Tensor, winners: Tensor | None) -> None:
+        """Note how certain the network was, a piece at a time, and label numbers in `winners`."""
         if self.certainty is None:
-            return None
-        winners = torch.empty(complete.shape[1:], dtype=torch.int16, device=complete.device)
-        numbers = complete.numel()
-        for part, into in zip(_pieces(complete, numbers), _pieces(winners[None], numbers), strict=True):
+            return
+        numbers = inside.numel()
+        into = None if winners is None else iter(_pieces(winners[None], numbers))
+        for part in _pieces(inside, numbers):
             part = part.cpu() if part.device.type == "mps" else part  # which has no float64
             labels = decide(part, self.classes)
             self.certainty.update(part, labels)
-            into[0] = labels
+            if into is not None:
+                next(into)[0] = labels
         if not self.certainty.finite:
             raise NetworkError(
                 "the network's output is not a number; predict with --backend torch or on the CPU, and train again if "
                 "it is so there too"
             )
-        return winners
 
 
 class _Inside:

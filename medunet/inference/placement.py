@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from monai.data.utils import compute_importance_map
@@ -32,13 +32,15 @@ Place = tuple[Span, ...]
 class Row:
     """Windows that run one after the other; all planes before `first` are complete when they begin.
 
-    They see planes from `start` to `end` and count in those from `first` to `stop`.
+    They see planes from `start` to `end` and count in those from `first` to `stop`; when they have run, planes before
+    `complete` are. Along the axis that columns lie side by side on, no window begins before an earlier one.
     """
 
     start: int
     end: int
     first: int
     stop: int
+    complete: int
     places: tuple[Place, ...]
 
 
@@ -70,6 +72,27 @@ class Windows:
         """The most planes that are open at a time."""
         return max(row.stop - row.first for row in self.rows())
 
+    @property
+    def across(self) -> int:
+        """The axis that columns lie side by side on: the one that is most windows long, not counting `axis`."""
+        return _least([axis for axis in range(len(self.size)) if axis != self.axis], self.size, self.window)
+
+    def columns(self, single: bool) -> tuple[tuple[int, int], ...]:
+        """Parts of a row along `across` in which no window begins or ends to count, or one in all."""
+        spans = self.spans[self.across]
+        bounds = {0, self.size[self.across]}
+        if not single:
+            bounds |= {span.first for span in spans} | {span.stop for span in spans}
+        return tuple(pairwise(sorted(bounds)))
+
+    def held(self, single: bool) -> int:
+        """Voxels that an accumulator with such columns holds at most."""
+        length = self.size[self.across]
+        shared = max(row.stop - row.complete for row in self.rows())
+        widest = length if single else max(span.stop - span.first for span in self.spans[self.across])
+        area = math.prod(n for axis, n in enumerate(self.size) if axis not in (self.axis, self.across))
+        return area * (shared * length + (self.depth - shared) * widest)
+
     def in_one_row(self) -> Windows:
         """The same windows as one row: all planes are open until the end."""
         return replace(self, group=len(self.spans[self.axis]))
@@ -79,10 +102,16 @@ class Windows:
         along = self.spans[self.axis]
         for n in range(0, len(along), self.group):
             chosen = along[n : n + self.group]
-            places = product(*(chosen if axis == self.axis else s for axis, s in enumerate(self.spans)))
-            last = chosen[-1]
-            end = last.start + self.window[self.axis]
-            yield Row(chosen[0].start, end, chosen[0].first, max(s.stop for s in chosen), tuple(places))
+            spans = [chosen if axis == self.axis else s for axis, s in enumerate(self.spans)]
+            spans.insert(0, spans.pop(self.across))
+            places = []
+            for first, *others in product(*spans):
+                others.insert(self.across, first)
+                places.append(tuple(others))
+            end, stop = chosen[-1].start + self.window[self.axis], max(s.stop for s in chosen)
+            following = along[n + self.group : n + self.group + 1]
+            complete = following[0].first if following else self.size[self.axis]
+            yield Row(chosen[0].start, end, chosen[0].first, stop, complete, tuple(places))
 
 
 def overlapping(size: Sequence[int], window: Sequence[int], overlap: float, group: int = 1) -> Windows:
@@ -152,7 +181,12 @@ def slow_axis(size: Sequence[int], window: Sequence[int]) -> int:
     last = len(size) - 1
     if size[last] >= 2 * window[last]:
         return last
-    return min(range(len(size)), key=lambda axis: (window[axis] / size[axis], -axis))
+    return _least(range(last, -1, -1), size, window)
+
+
+def _least(axes: Sequence[int], size: Sequence[int], window: Sequence[int]) -> int:
+    """The axis along which a window is the smallest part of the volume; of equal ones the first given."""
+    return min(axes, key=lambda axis: window[axis] / size[axis])
 
 
 def importance(window: Sequence[int], mode: str) -> Tensor:

@@ -60,17 +60,21 @@ class Restorer:
         self._done = 0
         self.classes = True
 
-    def put(self, probabilities: Tensor, winners: Tensor | None = None) -> None:
-        """Take the next complete planes (outputs, ...), the volume's size along the other axes; they are changed.
+    @property
+    def takes_labels(self) -> bool:
+        """Whether label numbers are enough: nothing is interpolated, and probabilities go nowhere."""
+        return self.sink is None and self.resampling.rearranges
 
-        `winners`: their label numbers (...), where they are known: enough if nothing is interpolated or handed over.
-        """
+    def put_labels(self, winners: Tensor) -> None:
+        """Take the label numbers (...) of the next complete planes; see `takes_labels`."""
+        self._stop += winners.shape[self.axis]
+        for start, stop in self._chunks(*self._ready()):
+            self._rearrange(winners, start, stop)
+
+    def put(self, probabilities: Tensor) -> None:
+        """Take the next complete planes (outputs, ...), the volume's size along the other axes; they are changed."""
         self.classes = are_classes(len(probabilities), len(self.values))
         self._stop += probabilities.shape[1 + self.axis]
-        if winners is not None and self.sink is None and self.resampling.rearranges:
-            for start, stop in self._chunks(*self._ready()):
-                self._rearrange(winners, start, stop)
-            return
         planes = evidence(probabilities, self.classes)
         for start, stop in self._chunks(*self._ready()):
             self._label(planes, start, stop)

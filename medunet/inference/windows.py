@@ -20,6 +20,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from medunet.data.grid import Grid
+from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, NetworkImage, WholeImage
 from medunet.errors import InputError, NetworkError, ResourceError
 from medunet.inference.backends import NAMES, Backend, OpenVinoBackend, TorchBackend, choose_backend, make_backend
@@ -225,7 +226,8 @@ class WindowInferer(Inferer):
                 synchronize(backend.device)
                 self._seconds = time.perf_counter() - start
         plane = math.prod(border.size) // border.size[windows.axis]
-        held = 4 * plane * windows.depth * (len(self.values) + 1 + image.channels)
+        sums = windows.held(single=not Resampling(image.grid, image.native).rearranges)
+        held = 4 * (sums * (len(self.values) + 1) + plane * windows.depth * image.channels)
         return Workload(windows.count, flips, (self._seconds or 0.0) * windows.count * flips, held)
 
     def prepare(self, image: NetworkImage | WholeImage, network: Any) -> Backend:
