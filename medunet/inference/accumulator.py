@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medunet.inference.placement import Place, Windows
+from medunet.inference.placement import Place, Row, Windows
+from medunet.types import Shape
 
 
 class Accumulator:
     """Logits of a row of windows, in columns.
 
     A column has room for all planes of a row while windows touch it, and between rows only for what they share. A
-    single one keeps its room.
+    single one keeps its room. Room is made once and used again, so that memory stays in one piece.
 
-    Shapes: each of `held` is (classes + 1, ...), the weights last, from plane `start` on.
+    Shapes: a column is (classes + 1, ...), the weights last, from plane `start` on.
 
     Args:
         windows: where windows lie.
@@ -34,13 +35,18 @@ class Accumulator:
         importance: Tensor,
         device: torch.device,
     ) -> None:
-        self.axis, self.across, self.depth = windows.axis, windows.across, windows.depth
-        self.columns, self.importance, self.start = columns, importance.to(device), 0
-        self.held = []
-        for first, stop in columns:
-            shape = list(windows.size)
-            shape[self.across], shape[self.axis] = stop - first, 0
-            self.held.append(torch.zeros((classes + 1, *shape), device=device))
+        self.windows, self.columns, self.classes = windows, columns, classes
+        self.axis, self.across = windows.axis, windows.across
+        self.importance, self.start = importance.to(device), 0
+        self._depth, self._shared = windows.depth, windows.shared
+        self._open: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._room: list[Tensor] = []
+
+    @property
+    def held(self) -> int:
+        """Voxels that there is room for."""
+        return sum(room[0].numel() for room in (*self._open.values(), *self._kept.values(), *self._room))
 
     def add(self, logits: Tensor, place: Place) -> None:
         """Add the voxels that count of a window's logits (classes, *window)."""
@@ -53,34 +59,57 @@ class Accumulator:
             if low < high:
                 seen[self.across] = slice(low - across.start, high - across.start)
                 inside[self.across] = slice(low - first, high - first)
-                column, weight = self._open(number)[(slice(None), *inside)], self.importance[tuple(seen)]
+                column, weight = self._column(number)[(slice(None), *inside)], self.importance[tuple(seen)]
                 column[:-1].addcmul_(logits[(slice(None), *seen)], weight)
                 column[-1].add_(weight)
 
-    def _open(self, number: int) -> Tensor:
-        """A column with room for a row."""
-        held = self.held[number]
-        known = held.shape[1 + self.axis]
-        if known < self.depth:
-            shape = list(held.shape)
-            shape[1 + self.axis] = self.depth
-            self.held[number] = held.new_zeros(shape)
-            self.held[number].narrow(1 + self.axis, 0, known).copy_(held)
-        return self.held[number]
+    def _column(self, number: int) -> Tensor:
+        """A column with room for a row; what the row before left is in it."""
+        if number not in self._open:
+            self._open[number] = room = self._new(self._shape(number, self._depth))
+            kept = self._kept.get(number)
+            known = 0 if kept is None else self._shared
+            if kept is not None:
+                room.narrow(1 + self.axis, 0, known).copy_(kept)
+            room.narrow(1 + self.axis, known, self._depth - known).zero_()
+        return self._open[number]
 
-    def mean(self, number: int, planes: int) -> Tensor:
-        """Logits of a column's first planes, divided in place; no window may be added to them any more."""
-        column = self.held[number].narrow(1 + self.axis, 0, planes)
+    def _shape(self, number: int, planes: int) -> Shape:
+        first, stop = self.columns[number]
+        sizes = {self.across: stop - first, self.axis: planes}
+        return (self.classes + 1, *(sizes.get(axis, n) for axis, n in enumerate(self.windows.size)))
+
+    def _new(self, shape: Shape) -> Tensor:
+        """Room of a shape: what another column does not need any more, or new in its place."""
+        for number, room in enumerate(self._room):
+            if room.shape == shape:
+                return self._room.pop(number)
+        del self._room[:1]
+        return torch.empty(shape, device=self.importance.device)
+
+    def mean(self, number: int, row: Row) -> Tensor:
+        """Logits of a column's complete planes, divided in place; no window may be added to them any more."""
+        column = self._open[number].narrow(1 + self.axis, 0, row.complete - row.first)
         return column[:-1].div_(column[-1])
 
-    def keep(self, number: int, planes: int) -> None:
-        """Forget a column's first planes."""
-        column = self.held[number]
-        kept = self.depth - planes
-        if len(self.columns) > 1:
-            self.held[number] = column.narrow(1 + self.axis, planes, kept).clone()
+    def keep(self, number: int, row: Row) -> None:
+        """Forget a column's complete planes."""
+        planes = row.complete - row.first
+        if len(self.columns) == 1:
+            self._shift(planes)
             return
-        for volume in column:  # class by class: the copy is small
+        column = self._open.pop(number)
+        self._room.append(column)
+        shared = min(self._shared, self._depth - planes)
+        if number not in self._kept:
+            self._kept[number] = column.new_empty(self._shape(number, self._shared))
+        kept = self._kept[number]
+        kept.narrow(1 + self.axis, 0, shared).copy_(column.narrow(1 + self.axis, planes, shared))
+        kept.narrow(1 + self.axis, shared, self._shared - shared).zero_()
+
+    def _shift(self, planes: int) -> None:
+        kept = self._depth - planes
+        for volume in self._open[0]:  # class by class: the copy is small
             if kept > 0:
                 volume.narrow(self.axis, 0, kept).copy_(volume.narrow(self.axis, planes, kept).clone())
             volume.narrow(self.axis, kept, planes).zero_()

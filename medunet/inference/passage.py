@@ -159,15 +159,15 @@ class Passage:
         if accumulator is None or closed == len(self.columns) or self.columns[closed][1] > before:
             return closed
         synchronize(accumulator.importance.device)
-        clock, planes = time.perf_counter(), row.complete - row.first
+        clock = time.perf_counter()
         while closed < len(self.columns) and self.columns[closed][1] <= before:
             box = [(0, n) for n in self.windows.size]
             box[self.windows.axis], box[across] = (row.first, row.complete), self.columns[closed]
-            complete = accumulator.mean(closed, planes)
+            complete = accumulator.mean(closed, row)
             for part in _pieces(complete, complete.numel()):
                 probabilities(part, self.classes)
             self._hand_over(complete, box)
-            accumulator.keep(closed, planes)
+            accumulator.keep(closed, row)
             closed += 1
         if closed == len(self.columns):
             accumulator.start = row.complete

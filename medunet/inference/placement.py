@@ -73,25 +73,32 @@ class Windows:
         return max(row.stop - row.first for row in self.rows())
 
     @property
+    def shared(self) -> int:
+        """The most planes that windows of a row and of the next count in."""
+        return max(row.stop - row.complete for row in self.rows())
+
+    @property
     def across(self) -> int:
         """The axis that columns lie side by side on: the one that is most windows long, not counting `axis`."""
         return _least([axis for axis in range(len(self.size)) if axis != self.axis], self.size, self.window)
 
     def columns(self, single: bool) -> tuple[tuple[int, int], ...]:
-        """Parts of a row along `across` in which no window begins or ends to count, or one in all."""
+        """Parts of a row along `across` in which no window begins or ends to count; one where several hold no less."""
         spans = self.spans[self.across]
         bounds = {0, self.size[self.across]}
-        if not single:
+        if not single and self.held(single=False) < self.held(single=True):
             bounds |= {span.first for span in spans} | {span.stop for span in spans}
         return tuple(pairwise(sorted(bounds)))
 
     def held(self, single: bool) -> int:
-        """Voxels that an accumulator with such columns holds at most."""
-        length = self.size[self.across]
-        shared = max(row.stop - row.complete for row in self.rows())
-        widest = length if single else max(span.stop - span.first for span in self.spans[self.across])
+        """Voxels that an accumulator has room for when it is given windows one by one."""
         area = math.prod(n for axis, n in enumerate(self.size) if axis not in (self.axis, self.across))
-        return area * (shared * length + (self.depth - shared) * widest)
+        length = self.size[self.across]
+        whole = area * self.depth * length
+        if single:
+            return whole
+        widest = max(span.stop - span.first for span in self.spans[self.across])
+        return min(whole, area * (self.shared * length + self.depth * widest))
 
     def in_one_row(self) -> Windows:
         """The same windows as one row: all planes are open until the end."""
