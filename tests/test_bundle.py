@@ -196,6 +196,7 @@ EFFECTS = {
     "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,
     "no_augmentation": lambda parts: not any(parts["train::augment"].chance[kind] for kind in ("mirror", "gamma")),
     "strong_augmentation": lambda parts: parts["train::augment"].chance["elastic"] == 0.3,
+    "long_average": lambda parts: (parts["schedule"].decay, parts["train::handlers"][1].share) == ("constant", 0.2),
     "early_stopping": lambda parts: (parts["validation"].patience, parts["budget"].validations) == (5, 40),
     "augment_on_workers": lambda parts: parts["train::dataloader"]._late is None,
     "channels_last": lambda parts: not parts["network"].get_parameter("encoder.1.0.weight").is_contiguous(),
@@ -235,7 +236,8 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     assert parser.get_parsed_content("loss") is not None
     handlers = [type(handler).__name__ for handler in parser.get_parsed_content("train::handlers")]
     assert handlers == ["Guards", "WeightAverage", "InitialWeights", *["Attached"] * 5, "Stopping"]
-    assert parser.get_parsed_content("schedule").decay == ("poly" if overlay == "sgd_poly.yaml" else "cosine")
+    others = {"sgd_poly.yaml": "poly", "long_average.yaml": "constant"}
+    assert parser.get_parsed_content("schedule").decay == others.get(overlay, "cosine")
 
 
 def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:
