@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,22 +18,14 @@ class Accumulator:
     Shapes: a column is (classes + 1, ...), the weights last, from plane `start` on.
 
     Args:
-        windows: where windows lie.
-        columns: first voxel and the one after the last along `windows.across`, one after the other.
+        windows: where windows lie, and in which columns.
         classes: the network's outputs.
         importance: how much each voxel of a window counts.
         device: where logits are.
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        columns: Sequence[tuple[int, int]],
-        classes: int,
-        importance: Tensor,
-        device: torch.device,
-    ) -> None:
-        self.windows, self.columns, self.classes = windows, columns, classes
+    def __init__(self, windows: Windows, classes: int, importance: Tensor, device: torch.device) -> None:
+        self.windows, self.columns, self.classes = windows, windows.columns, classes
         self.axis, self.across = windows.axis, windows.across
         self.importance, self.start = importance.to(device), 0
         self._depth, self._shared = windows.depth, windows.shared

@@ -70,7 +70,9 @@ class Passage:
         inside = self.labels[tuple(slice(*bounds) for bounds in image.box)]
         self.sink = None if sink is None else _Inside(sink, image)
         self.restorer = Restorer(back, windows.axis, values, inside, self.sink)
-        self.columns = self.windows.columns(single=not self.restorer.takes_labels)
+        if self.restorer.takes_labels:
+            self.windows = self.windows.in_columns()
+        self.columns = self.windows.columns
         self.accumulator: Accumulator | None = None
         self.certainty: Certainty | None = None
         self.preprocess = self.restore = 0.0
@@ -144,7 +146,7 @@ class Passage:
     def _add(self, logits: Tensor, place: Place) -> None:
         if self.accumulator is None:
             self.classes = are_classes(logits.shape[0], len(self.restorer.values))
-            self.accumulator = Accumulator(self.windows, self.columns, logits.shape[0], self.importance, logits.device)
+            self.accumulator = Accumulator(self.windows, logits.shape[0], self.importance, logits.device)
             self.certainty = Certainty(logits.shape[0], self.classes)
             if self.sink is not None:
                 self.sink.fill(self.classes)

@@ -54,6 +54,8 @@ class Windows:
         spans: the windows along each axis.
         axis: the axis that rows follow each other along.
         group: how many consecutive windows along that axis make one row.
+        columned: whether sums are held in columns.
+        joined: whether the last row, which may share much with the one before, is part of it.
     """
 
     size: Shape
@@ -61,6 +63,8 @@ class Windows:
     spans: tuple[tuple[Span, ...], ...]
     axis: int
     group: int = 1
+    columned: bool = False
+    joined: bool = False
 
     @property
     def count(self) -> int:
@@ -82,33 +86,40 @@ class Windows:
         """The axis that columns lie side by side on: the one that is most windows long, not counting `axis`."""
         return _least([axis for axis in range(len(self.size)) if axis != self.axis], self.size, self.window)
 
-    def columns(self, single: bool) -> tuple[tuple[int, int], ...]:
-        """Parts of a row along `across` in which no window begins or ends to count; one where several hold no less."""
-        spans = self.spans[self.across]
+    @property
+    def columns(self) -> tuple[tuple[int, int], ...]:
+        """Bounds along `across` of the parts in which no window begins or ends to count."""
         bounds = {0, self.size[self.across]}
-        if not single and self.held(single=False) < self.held(single=True):
-            bounds |= {span.first for span in spans} | {span.stop for span in spans}
+        if self.columned:
+            bounds |= {bound for span in self.spans[self.across] for bound in (span.first, span.stop)}
         return tuple(pairwise(sorted(bounds)))
 
-    def held(self, single: bool) -> int:
+    @property
+    def held(self) -> int:
         """Voxels that an accumulator has room for when it is given windows one by one."""
         area = math.prod(n for axis, n in enumerate(self.size) if axis not in (self.axis, self.across))
         length = self.size[self.across]
-        whole = area * self.depth * length
-        if single:
-            return whole
-        widest = max(span.stop - span.first for span in self.spans[self.across])
-        return min(whole, area * (self.shared * length + self.depth * widest))
+        if not self.columned:
+            return area * self.depth * length
+        return area * (self.shared * length + self.depth * max(s.stop - s.first for s in self.spans[self.across]))
 
     def in_one_row(self) -> Windows:
         """The same windows as one row: all planes are open until the end."""
         return replace(self, group=len(self.spans[self.axis]))
 
+    def in_columns(self) -> Windows:
+        """The same windows in columns, where that holds less."""
+        columned = replace(self, columned=True)
+        return min(self, columned, replace(columned, joined=True), key=lambda windows: windows.held)
+
     def rows(self) -> Iterator[Row]:
         """The rows in their order."""
         along = self.spans[self.axis]
-        for n in range(0, len(along), self.group):
-            chosen = along[n : n + self.group]
+        bounds = [*range(0, len(along), self.group), len(along)]
+        if self.joined and len(bounds) > 2:
+            del bounds[-2]
+        for n, after in pairwise(bounds):
+            chosen = along[n:after]
             spans = [chosen if axis == self.axis else s for axis, s in enumerate(self.spans)]
             spans.insert(0, spans.pop(self.across))
             places = []
@@ -116,8 +127,7 @@ class Windows:
                 others.insert(self.across, first)
                 places.append(tuple(others))
             end, stop = chosen[-1].start + self.window[self.axis], max(s.stop for s in chosen)
-            following = along[n + self.group : n + self.group + 1]
-            complete = following[0].first if following else self.size[self.axis]
+            complete = along[after].first if after < len(along) else self.size[self.axis]
             yield Row(chosen[0].start, end, chosen[0].first, stop, complete, tuple(places))
 
 

@@ -225,9 +225,10 @@ class WindowInferer(Inferer):
                 self._forward(torch.zeros((1, image.channels, *windows.window)), backend)
                 synchronize(backend.device)
                 self._seconds = time.perf_counter() - start
+        if Resampling(image.grid, image.native).rearranges:
+            windows = windows.in_columns()
         plane = math.prod(border.size) // border.size[windows.axis]
-        sums = windows.held(single=not Resampling(image.grid, image.native).rearranges)
-        held = 4 * (sums * (len(self.values) + 1) + plane * windows.depth * image.channels)
+        held = 4 * (windows.held * (len(self.values) + 1) + plane * windows.depth * image.channels)
         return Workload(windows.count, flips, (self._seconds or 0.0) * windows.count * flips, held)
 
     def prepare(self, image: NetworkImage | WholeImage, network: Any) -> Backend:
