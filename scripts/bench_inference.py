@@ -49,6 +49,7 @@ class Bench:
     softmax: bool
     sizes: tuple[tuple[int, int], ...]
     spacing: tuple[float, ...]
+    rounds: int = 1
 
     def pick(self, full: Any, small: Any) -> Any:
         """`full`, or `small` in a smoke test."""
@@ -78,7 +79,8 @@ def speed(bench: Bench, minutes: float) -> dict[str, Any]:
     same = bench.volume("speed", bench.pick((256, 256, 200), (128, 128, 112)))
     other = bench.volume("spacing", bench.pick((200, 200, 96), (120, 120, 64)), (1.0, 1.0, 2.0))
     everywhere = {"inferer::region": "all", **FLOAT32}  # the windows and the precision of the others
-    runs = [bench.run(peer, bundle, [same], "speed", everywhere) for peer in (*ALL, "medunet")]
+    order = [*ALL, "medunet", *ALL * (bench.rounds - 1)]
+    runs = [bench.run(peer, bundle, [same], "speed", everywhere) for peer in order]
     further = [bench.run(peer, bundle, [other], "spacing", everywhere) for peer in ALL]
     return {
         "runs": runs,
@@ -317,6 +319,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--softmax", action="store_true", help="the MONAI pipeline restores probabilities, not logits")
     parser.add_argument("--sizes", type=_sizes, default=(), help="of memory, as CLASSES:SLICES,...; peers run 25:100")
     parser.add_argument("--spacing", type=_spacing, default=SPACING, help="of memory's volumes, in mm: X,Y,Z")
+    parser.add_argument("--rounds", type=int, default=1, help="of speed: on machines that are not always equally fast")
     parser.add_argument("--limit", type=float, help="GB at which a child is ended; 80%% of what is free when not given")
     return parser.parse_args()
 
@@ -329,7 +332,9 @@ def main() -> None:
     overrides = {"inferer::backend": chosen.backend} if chosen.backend else {}
     chosen.work.mkdir(parents=True, exist_ok=True)
     peers = Peers(chosen.nnunet, overrides, int(limit))
-    bench = Bench(chosen.work.resolve(), peers, chosen.quick, chosen.softmax, chosen.sizes, chosen.spacing)
+    bench = Bench(
+        chosen.work.resolve(), peers, chosen.quick, chosen.softmax, chosen.sizes, chosen.spacing, chosen.rounds
+    )
     print(machine() + "\n")
     for name in chosen.only.split(",") if chosen.only else CASES:
         result = CASES[name](bench, chosen.minutes)

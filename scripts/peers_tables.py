@@ -93,12 +93,15 @@ def _dice(row: dict[str, Any]) -> str:
 
 
 def ratios(runs: Sequence[Run]) -> str:
-    """medunet's time after the imports over the others'."""
-    done = [run for run in runs if run.state == "done"]
-    calls = [run.seconds for run in done if run.peer == "medunet"]
+    """medunet's time after the imports, call by call, over the others' means."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        if run.state == "done":
+            seconds.setdefault(run.peer, []).append(run.seconds)
+    calls = seconds.pop("medunet", [])
     words = [
-        f"medunet / {run.peer}: " + ", then ".join(f"{own / run.seconds:.2f}" for own in calls)
-        for run in done
-        if run.peer != "medunet" and calls
+        f"medunet / {peer}: " + ", then ".join(f"{own * len(others) / sum(others):.2f}" for own in calls)
+        for peer, others in seconds.items()
+        if calls
     ]
     return ("Seconds after imports, " + "; ".join(words) + "\n") if words else ""
