@@ -33,11 +33,6 @@ class Accumulator:
         self._kept: dict[int, Tensor] = {}
         self._room: list[Tensor] = []
 
-    @property
-    def held(self) -> int:
-        """Voxels that there is room for."""
-        return sum(room[0].numel() for room in (*self._open.values(), *self._kept.values(), *self._room))
-
     def add(self, logits: Tensor, place: Place) -> None:
         """Add the voxels that count of a window's logits (classes, *window)."""
         seen = [slice(s.first - s.start, s.stop - s.start) for s in place]
