@@ -23,8 +23,9 @@ class WeightAverage:
     """Keep in `average` an exponential moving average of the weights of `network`, after every step.
 
     The average looks back over `share` of the run, and over less while the run is young, so that the first weights are
-    soon forgotten: its decay after step t is min(1 - 1 / (share x steps), (1 + t) / (10 + t)). Running statistics are
-    averaged likewise, so that they belong to the averaged weights; counts are copied.
+    soon forgotten: after step t over a ninth of the steps so far, or `share` of them where that is more; its decay is
+    1 - 1 / min(share x steps, max((10 + t) / 9, share x t)). Running statistics are averaged likewise, so that they
+    belong to the averaged weights; counts are copied.
 
     Source: Polyak and Juditsky 1992 (doi:10.1137/0330046); the warm-up of the decay is TensorFlow's.
 
@@ -50,8 +51,8 @@ class WeightAverage:
 
     def decay(self, step: int, total: int) -> float:
         """How much of the average is kept at a step counted from 1."""
-        horizon = self.share * total
-        return 0.0 if horizon <= 1 else min(1 - 1 / horizon, (1 + step) / (10 + step))
+        horizon = min(self.share * total, max((10 + step) / 9, self.share * step))
+        return 0.0 if horizon <= 1 else 1 - 1 / horizon
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
