@@ -204,6 +204,14 @@ EFFECTS = {
 }
 
 
+TOLD: dict[str, dict[str, Any]] = {
+    "no_average": {"average_share": 0.0},
+    "strong_augmentation": {"augmentation": {"rotation": 0.5, "zoom": 0.5, "elastic": 0.3}},
+    "long_average": {"decay": "constant", "average_share": 0.2},
+}
+"""What the log of a run says beside the usual."""
+
+
 @pytest.mark.parametrize("overlay", EFFECTS)
 def test_run_overlays_do_what_they_say_and_train_a_step(planned_bundle: Path, overlay: str, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
@@ -218,6 +226,10 @@ def test_run_overlays_do_what_they_say_and_train_a_step(planned_bundle: Path, ov
     assert EFFECTS[overlay](Parts())
     parser.get_parsed_content("train::trainer").run()
     assert torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)["iteration"] == 3
+    recipe = parser.get_parsed_content("log").rows()[0]["recipe"]
+    assert (recipe["optimizer"], recipe["loss"], recipe["weight_decay"]) == ("AdamW", "DiceCE", 0.01)
+    usual = {"decay": "cosine", "average_share": 0.03} | ({} if overlay == "no_augmentation" else {"augmentation": {}})
+    assert recipe | usual | TOLD.get(overlay, {}) == recipe
 
 
 @pytest.mark.parametrize(

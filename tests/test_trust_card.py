@@ -36,6 +36,12 @@ def scores(dice: float, cases: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+RECIPE = {
+    "optimizer": "SGD", "weight_decay": 3e-5, "loss": "Tversky", "decay": "poly", "average_share": 0.03,
+    "precision": "bfloat16", "augmentation": {"elastic": 0.25, "zoom": 0.0},
+}  # fmt: skip
+
+
 @pytest.fixture
 def bundle(planned_bundle: Path, tmp_path: Path) -> Path:
     """A bundle with two scored folds, other labels, and a calibration."""
@@ -45,7 +51,9 @@ def bundle(planned_bundle: Path, tmp_path: Path) -> Path:
         folder = root / "eval" / f"fold_{fold}"
         folder.mkdir()
         (folder / "scores.json").write_text(json.dumps(scores(dice, cases)))
-        log = [{"event": "train", "step": 500, "epoch": 20, "time": 90.0}, {"event": "scores", "time": 150.0}]
+        log = [{"event": "start", "recipe": RECIPE}] if fold == 1 else []
+        log += [{"event": "train", "step": step, "epoch": 20, "lr": 0.5 / step, "time": 90.0} for step in (250, 500)]
+        log += [{"event": "scores", "time": 150.0}]
         (folder / "log.jsonl").write_text("\n".join(map(json.dumps, log)) + "\nbroken")
     quality = {"fold": 1, "classes": {"tumour": {"cases": 12, "always_present": True}, "a|b <i>": None}}
     (root / "models").mkdir(exist_ok=True)
@@ -94,6 +102,19 @@ def test_labels_codes_data_and_plan_are_there(bundle: Path) -> None:
         "python -m monai.bundle run",
     ):
         assert words in card
+
+
+def test_what_a_run_trained_with_is_that_of_its_log(bundle: Path) -> None:
+    card, _ = card_of(bundle)
+    training = card.split("## Training")[1].split("## Performance")[0]
+    assert "| what | fold 1 |" in training
+    rows = dict(re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \|$", training.split("| what | fold 1 |")[1]))
+    assert rows["optimiser"] == "SGD"
+    assert rows["loss"] == "Tversky"
+    assert (rows["learning rate, highest"], rows["learning rate, at the end"]) == ("0.002", "0.001")
+    assert rows["weight decay"] == "3e-05"
+    assert rows["unusual chances of augmentation"] == "elastic 0.25, zoom 0"
+    assert "AdamW" not in card
 
 
 def test_the_sections_come_in_order(bundle: Path) -> None:
@@ -234,6 +255,9 @@ def test_the_card_of_a_trained_bundle(trained_bundle: Path) -> None:
     real = json.loads((trained_bundle / "eval" / "fold_0" / "scores.json").read_text())
     assert f"| Dice | {real['classes']['spine']['dice']['mean']:.3f} |" in card
     assert "| 0 | 6 | 2 | " in card
+    for row in ("optimiser | AdamW", "loss | DiceCE", "decay of the learning rate | cosine", "weight decay | 0.01"):
+        assert f"| {row} |" in card
+    assert "| unusual chances of augmentation | none |" in card
     assert "to 0" not in card.split("## Performance")[1].split("## Expected")[0]
     assert check_card(card, facts) == ()
     assert not re.search(r"phantom_\d|\bnan\b|None|\{|\}", card.split("## The plan")[0])

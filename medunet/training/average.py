@@ -43,6 +43,7 @@ class WeightAverage:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         self.average.requires_grad_(False)
+        engine.state.average_share = self.share
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -22,6 +22,7 @@ from medunet.training.distributed import agree
 from medunet.training.events import RunEvents
 from medunet.training.log import Log
 from medunet.training.placing import compiled_like
+from medunet.training.recipe import recipe_of
 from medunet.training.schedule import first_step
 
 _VALIDATION_SHARE = 0.06  # of the time, for validations before the last
@@ -99,7 +100,7 @@ class Budget:
         if begin is not None:  # not where an overlay put another sampler
             begin(int(engine.state.iteration))
         self.interval = self._interval(engine)
-        self.log.plan(engine, self.interval)
+        self.log.plan(engine, self.interval, recipe_of(engine, self.dataset))
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
 
     def _interval(self, engine: Any) -> int:

@@ -26,8 +26,9 @@ _EVERY_SECONDS = 20.0  # between two plain lines
 class Log:
     """Write ``eval/fold_K/log.jsonl`` and TensorBoard events, and show progress.
 
-    Rows: ``{"event": "train", "step", "epoch", "loss", "lr", "time"}`` per epoch and
-    ``{"event": "validate", "step", "epoch", "dice", "classes", "time"}``; time in seconds since the start.
+    Rows: ``{"event": "start", "steps", "epochs", "recipe", "time", ...}`` (see `recipe_of`), ``{"event": "train",
+    "step", "epoch", "loss", "lr", "time"}`` per epoch and ``{"event": "validate", "step", "epoch", "dice", "classes",
+    "time"}``; time in seconds since the start.
     """
 
     def __init__(self, bundle_root: str, fold: int = 0, quiet: bool = False) -> None:
@@ -85,10 +86,12 @@ class Log:
         self.write("calibrate", seconds_per_step=round(pace.step, 4), seconds_per_case=round(pace.case, 4))
         self.say(f"measured: {pace.step:.2f} s a step, {pace.case:.2f} s a validated case")
 
-    def plan(self, engine: Engine, interval: int) -> None:
-        """Say what is ahead."""
+    def plan(self, engine: Engine, interval: int, recipe: Mapping[str, Any]) -> None:
+        """Say what is ahead, and note what it is done with."""
         steps, done = total_steps(engine), engine.state.iteration
-        self.write("start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval)
+        self.write(
+            "start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval, recipe=dict(recipe)
+        )
         if int(engine.state.epoch) >= int(engine.state.max_epochs or 0):
             self.say(f"the run is finished after {steps} steps; --resume with --minutes or --epochs trains more")
             return

@@ -163,7 +163,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         *_shipped_fold(facts),
         *((f"version of {name}", version) for name, version in facts["software"].items()),
     ]
-    text = "## Training\n\nOptimiser AdamW, loss Dice and cross-entropy; augmentation as in `configs/train.yaml`.\n\n"
+    text = "## Training\n\nAs `configs/train.yaml` says, with these values of the plan and versions:\n\n"
     text += table(("what", "value"), rows)
     runs = [
         (
@@ -177,7 +177,37 @@ def _training(facts: Mapping[str, Any]) -> str:
         if fold.get("training")
     ]
     header = ("fold", "steps", "epochs", "minutes", "step of the best validation")
-    return text + ("\n\n" + table(header, runs) if runs else "")
+    return text + ("\n\n" + table(header, runs) if runs else "") + _recipes(facts["scores"]["folds"])
+
+
+def _recipes(folds: Sequence[Mapping[str, Any]]) -> str:
+    """What each run trained with, which may be other than what the config and the plan say."""
+    told = [fold for fold in folds if fold.get("training", {}).get("recipe")]
+    if not told:
+        return ""
+    runs = [(fold["training"]["recipe"], fold["training"].get("learning_rate", {})) for fold in told]
+    rows = [
+        ("optimiser", *(number(recipe.get("optimizer")) for recipe, _ in runs)),
+        ("loss", *(number(recipe.get("loss")) for recipe, _ in runs)),
+        ("learning rate, highest", *(number(rate.get("highest")) for _, rate in runs)),
+        ("learning rate, at the end", *(number(rate.get("last")) for _, rate in runs)),
+        ("decay of the learning rate", *(number(recipe.get("decay")) for recipe, _ in runs)),
+        ("weight decay", *(number(recipe.get("weight_decay")) for recipe, _ in runs)),
+        ("weights averaged over, of the run", *(number(recipe.get("average_share")) for recipe, _ in runs)),
+        ("precision", *(number(recipe.get("precision")) for recipe, _ in runs)),
+        ("unusual chances of augmentation", *(_chances(recipe.get("augmentation")) for recipe, _ in runs)),
+    ]
+    return (
+        "\n\nWhat the runs trained with, as their logs tell; what this does not name is as in `configs/train.yaml`,\n"
+        "unless a run was given another value:\n\n" + table(("what", *(f"fold {fold['fold']}" for fold in told)), rows)
+    )
+
+
+def _chances(changed: Any) -> str:
+    """``elastic 0.2, zoom 0.35``."""
+    if not isinstance(changed, Mapping):
+        return NOT_AVAILABLE
+    return ", ".join(f"{kind} {number(chance)}" for kind, chance in changed.items()) or "none"
 
 
 def _shipped_fold(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -100,7 +100,7 @@ def _metrics(values: Mapping[str, Any], cases: int) -> dict[str, Any]:
 
 
 def _training(log: Path, best: Any) -> dict[str, Any]:
-    """Steps, epochs and minutes of a run from its log; what is not known is left out."""
+    """Steps, epochs, minutes and recipe of a run from its log; what is not known is left out."""
     facts: dict[str, Any] = {}
     rows = []
     if log.is_file():
@@ -112,6 +112,11 @@ def _training(log: Path, best: Any) -> dict[str, Any]:
     steps = [row for row in rows if isinstance(row, dict) and row.get("event") == "train"]
     if steps:
         facts |= {key: steps[-1][key] for key in ("step", "epoch") if key in steps[-1]}
+        rates = [row["lr"] for row in steps if isinstance(row.get("lr"), int | float)]
+        facts |= {"learning_rate": {"highest": max(rates), "last": rates[-1]}} if rates else {}
+    recipes = [row["recipe"] for row in rows if isinstance(row, dict) and isinstance(row.get("recipe"), dict)]
+    if recipes:
+        facts["recipe"] = recipes[-1]
     times = [row["time"] for row in rows if isinstance(row, dict) and "time" in row]
     if times:
         facts["minutes"] = round(max(times) / 60, 2)
