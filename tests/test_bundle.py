@@ -196,7 +196,7 @@ EFFECTS = {
     "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,
     "no_augmentation": lambda parts: not any(parts["train::augment"].chance[kind] for kind in ("mirror", "gamma")),
     "strong_augmentation": lambda parts: parts["train::augment"].chance["elastic"] == 0.3,
-    "long_average": lambda parts: (parts["schedule"].decay, parts["train::handlers"][1].share) == ("constant", 0.2),
+    "long_average": lambda parts: (parts["schedule"].decay, parts["train::handlers"][1].share) == ("constant", 0.3),
     "early_stopping": lambda parts: (parts["validation"].patience, parts["budget"].validations) == (5, 40),
     "augment_on_workers": lambda parts: parts["train::dataloader"]._late is None,
     "channels_last": lambda parts: not parts["network"].get_parameter("encoder.1.0.weight").is_contiguous(),
@@ -207,7 +207,11 @@ EFFECTS = {
 TOLD: dict[str, dict[str, Any]] = {
     "no_average": {"average_share": 0.0},
     "strong_augmentation": {"augmentation": {"rotation": 0.5, "zoom": 0.5, "elastic": 0.3}},
-    "long_average": {"decay": "constant", "average_share": 0.2},
+    "long_average": {
+        "decay": "constant",
+        "average_share": 0.3,
+        "augmentation": {"rotation": 0.35, "zoom": 0.35, "elastic": 0.2},
+    },
 }
 """What the log of a run says beside the usual."""
 
