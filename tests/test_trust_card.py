@@ -114,7 +114,7 @@ def test_what_a_run_trained_with_is_that_of_its_log(bundle: Path) -> None:
     assert (rows["learning rate, highest"], rows["learning rate, at the end"]) == ("0.002", "0.001")
     assert rows["weight decay"] == "3e-05"
     assert rows["unusual chances of augmentation"] == "elastic 0.25, zoom 0"
-    assert "AdamW" not in card
+    assert "AdamW" not in training
 
 
 def test_the_sections_come_in_order(bundle: Path) -> None:
