@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medunet.training.augment import PROBABILITIES
+from medunet.training.augment import PROBABILITIES, Augmentation
 from medunet.training.precision import precision_of
 
 
@@ -23,7 +23,7 @@ def recipe_of(trainer: Any, dataset: Any) -> dict[str, Any]:
         "average_share": getattr(trainer.state, "average_share", None),
         "precision": precision_of(trainer),
     }
-    chances = getattr(getattr(dataset, "augment", None), "chance", None)
-    if chances is not None:
-        recipe["augmentation"] = {kind: chance for kind, chance in chances.items() if chance != PROBABILITIES.get(kind)}
+    augment = getattr(dataset, "augment", None)
+    if isinstance(augment, Augmentation):
+        recipe["augmentation"] = {kind: p for kind, p in augment.chance.items() if p != PROBABILITIES[kind]}
     return recipe

@@ -24,6 +24,16 @@ METRICS = {
 }
 """Metrics of ``scores.json`` in the order of the card, with their digits."""
 
+_RECIPE = (
+    ("optimiser", "optimizer"),
+    ("loss", "loss"),
+    ("learning rate, highest", "highest_rate"),
+    ("learning rate, at the end", "last_rate"),
+    ("decay of the learning rate", "decay"),
+    ("weight decay", "weight_decay"),
+    ("weights averaged over, of the run", "average_share"),
+    ("precision", "precision"),
+)
 _MAIN = ("dice", "hd95_mm", "nsd")
 NOT_AVAILABLE = "not available"
 
@@ -184,19 +194,10 @@ def _recipes(folds: Sequence[Mapping[str, Any]]) -> str:
     """What each run trained with, which may be other than what the config and the plan say."""
     told = [fold for fold in folds if fold.get("training", {}).get("recipe")]
     if not told:
-        return ""
-    runs = [(fold["training"]["recipe"], fold["training"].get("learning_rate", {})) for fold in told]
-    rows = [
-        ("optimiser", *(number(recipe.get("optimizer")) for recipe, _ in runs)),
-        ("loss", *(number(recipe.get("loss")) for recipe, _ in runs)),
-        ("learning rate, highest", *(number(rate.get("highest")) for _, rate in runs)),
-        ("learning rate, at the end", *(number(rate.get("last")) for _, rate in runs)),
-        ("decay of the learning rate", *(number(recipe.get("decay")) for recipe, _ in runs)),
-        ("weight decay", *(number(recipe.get("weight_decay")) for recipe, _ in runs)),
-        ("weights averaged over, of the run", *(number(recipe.get("average_share")) for recipe, _ in runs)),
-        ("precision", *(number(recipe.get("precision")) for recipe, _ in runs)),
-        ("unusual chances of augmentation", *(_chances(recipe.get("augmentation")) for recipe, _ in runs)),
-    ]
+        return "\n\nWhat a run was given instead of these is not recorded." if folds else ""
+    runs = [fold["training"]["recipe"] for fold in told]
+    rows = [(label, *(number(run.get(key)) for run in runs)) for label, key in _RECIPE]
+    rows += [("unusual chances of augmentation", *(_chances(run.get("augmentation")) for run in runs))]
     return (
         "\n\nWhat the runs trained with, as their logs tell; what this does not name is as in `configs/train.yaml`,\n"
         "unless a run was given another value:\n\n" + table(("what", *(f"fold {fold['fold']}" for fold in told)), rows)

@@ -112,11 +112,10 @@ def _training(log: Path, best: Any) -> dict[str, Any]:
     steps = [row for row in rows if isinstance(row, dict) and row.get("event") == "train"]
     if steps:
         facts |= {key: steps[-1][key] for key in ("step", "epoch") if key in steps[-1]}
-        rates = [row["lr"] for row in steps if isinstance(row.get("lr"), int | float)]
-        facts |= {"learning_rate": {"highest": max(rates), "last": rates[-1]}} if rates else {}
     recipes = [row["recipe"] for row in rows if isinstance(row, dict) and isinstance(row.get("recipe"), dict)]
     if recipes:
-        facts["recipe"] = recipes[-1]
+        rates = [row["lr"] for row in steps if isinstance(row.get("lr"), int | float)]
+        facts["recipe"] = recipes[-1] | ({"highest_rate": max(rates), "last_rate": rates[-1]} if rates else {})
     times = [row["time"] for row in rows if isinstance(row, dict) and "time" in row]
     if times:
         facts["minutes"] = round(max(times) / 60, 2)
