@@ -191,6 +191,23 @@ def test_monai_run_and_medunet_predict_give_the_same_voxels(
         assert ours.grid == theirs.grid == read_label(images / name).grid
 
 
+def test_a_plan_mirrors_in_validation_as_in_prediction(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    path = bundle / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    assert content["plan"]["predict_mirror_axes"] == [], "not unless it is asked for"
+    content["plan"]["predict_mirror_axes"] = [0]
+    path.write_text(json.dumps(content))
+
+    def inferer(name: str, kind: str, key: str, **overrides: Any) -> Any:
+        return load_workflow(bundle, name, kind, {"device::name": "cpu", **overrides}).parser.get_parsed_content(key)
+
+    there = inferer("train.yaml", "train", "validate::inferer", quiet=True)
+    here = inferer("inference.yaml", "infer", "inferer", dataset_dir=str(tmp_path))
+    off = inferer("inference.yaml", "infer", "inferer", dataset_dir=str(tmp_path), **{"inferer::mirror_axes": []})
+    assert (there.mirror_axes, here.mirror_axes, off.mirror_axes) == ((0,), (0,), ())
+
+
 EFFECTS = {
     "no_average": lambda parts: parts["train::handlers"][1].share == 0,
     "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,

@@ -196,6 +196,8 @@ def test_pooling_follows_the_spacing() -> None:
         ({"normalization": [{"scheme": "zscore"}] * 2}, r"has 2 entries; give one per channel \(CT\)"),
         ({"normalization": [{"scheme": "ct", "low": 0, "high": 1}]}, "scheme ct lacks mean, std"),
         ({"dims": 2, "mirror_axes": [2]}, "a 2D plan has axes 0 to 1"),
+        ({"mirror_axes": [0], "predict_mirror_axes": [0, 1]}, r"mirrors along \[0\], .* no mirror images along \[1\]"),
+        ({"mirror_axes": [], "predict_mirror_axes": [0]}, "training mirrors along no axis"),
         ({"rotation": [0.1]}, r"a 3D plan takes 3 angle\(s\)"),
         ({"norm": "layer"}, "one of instance, batch, group, none"),
         ({"learning_rat": 0.1}, "did you mean learning_rate"),

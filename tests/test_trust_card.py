@@ -117,6 +117,15 @@ def test_what_a_run_trained_with_is_that_of_its_log(bundle: Path) -> None:
     assert "AdamW" not in training
 
 
+def test_scores_of_mirrored_inputs_are_said_to_be_so(bundle: Path) -> None:
+    assert "means over mirrored" not in card_of(bundle)[0]
+    path = bundle / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    content["plan"]["predict_mirror_axes"] = [0]
+    path.write_text(json.dumps(content))
+    assert "means over mirrored inputs" in card_of(bundle)[0].split("## Performance")[1].split("## Expected")[0]
+
+
 def test_the_sections_come_in_order(bundle: Path) -> None:
     card, _ = card_of(bundle)
     assert re.findall(r"^## (.*)$", card, re.M) == [

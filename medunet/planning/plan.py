@@ -232,7 +232,8 @@ class _Draft:
         rotation, rotation_reason = rules.rotation(patch, frame)
         axes = tuple(self.take("mirror_axes", axes, mirror_reason))
         rotation = tuple(self.take("rotation", rotation, rotation_reason))
-        settings.require_axes(axes, rotation, frame.dims)
+        predicted = tuple(self.take("predict_mirror_axes", (), "mirrored inputs as well take twice the time per axis"))
+        settings.require_axes(axes, predicted, rotation, frame.dims)
         epochs, minutes = self._duration()
         low, high = self.data.spacing_range
         self.reasons["channels"] = "as declared by the dataset"
@@ -279,6 +280,7 @@ class _Draft:
             reasons=dict(sorted(self.reasons.items())),
             regions=dict(self.data.regions),
             ignore=self.data.ignore,
+            predict_mirror_axes=predicted,
             margin=(*(axis.margin for axis in network.axes), *(0,) * (3 - frame.dims)),
         )
 

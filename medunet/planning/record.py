@@ -64,6 +64,8 @@ class Plan:
     """Of labels that may overlap: the values of label maps that belong to each; `labels` has those that are written."""
     ignore: int | None = None
     """The value in label maps of voxels that nobody annotated."""
+    predict_mirror_axes: tuple[int, ...] = ()
+    """Axes that prediction averages over mirrored inputs along, in validation as in use."""
     margin: tuple[int, ...] = (0, 0, 0)
     """Voxels that the network's output lacks on either side, along the window's three axes; 0 with padding."""
 

@@ -104,6 +104,7 @@ SETTINGS: dict[str, Setting] = {
     "steps_per_epoch": _whole(1, 10_000),
     "foreground_fraction": _number(0, 1),
     "mirror_axes": _list("axis numbers such as [0]", lambda v: v in (0, 1, 2), (0, 1, 2, 3)),
+    "predict_mirror_axes": _list("axis numbers such as [0]", lambda v: v in (0, 1, 2), (0, 1, 2, 3)),
     "rotation": _list("largest angle per axis in radians", lambda v: _is_number(v) and v >= 0, (1, 3)),
     "amp": Setting("true or false", lambda v: isinstance(v, bool)),
     "overlap": _number(0, 1, below=True),
@@ -220,11 +221,16 @@ def require_schemes(schemes: Sequence[Mapping[str, Any]], channels: Sequence[str
             raise PlanError(f"plan setting normalization: scheme ct lacks {', '.join(sorted(missing))}; give all four")
 
 
-def require_axes(mirror_axes: Sequence[int], rotation: Sequence[float], dims: int) -> None:
-    """Raise a PlanError unless axes and angles fit a network of `dims` dimensions."""
+def require_axes(mirror_axes: Sequence[int], predicted: Sequence[int], rotation: Sequence[float], dims: int) -> None:
+    """Raise a PlanError unless axes and angles fit a network of `dims` dimensions, and prediction's axes training's."""
     if any(axis >= dims for axis in mirror_axes):
         raise PlanError(
             f"plan setting mirror_axes={list(mirror_axes)} does not fit; a {dims}D plan has axes 0 to {dims - 1}"
+        )
+    if strange := set(predicted) - set(mirror_axes):
+        raise PlanError(
+            f"plan setting predict_mirror_axes={list(predicted)} does not fit; training mirrors along "
+            f"{list(mirror_axes) or 'no axis'}, and the network knows no mirror images along {sorted(strange)}"
         )
     want = 1 if dims == 2 else 3
     if len(rotation) != want:

@@ -234,6 +234,8 @@ it would rest on one value. `n` counts the values behind the Dice. There was no 
     ]
     if facts["plan"].get("ignore") is not None:
         text += ["Voxels of the references that nobody annotated count nowhere: what lies there was not scored."]
+    if facts["plan"].get("predict_mirror_axes"):
+        text += ["Scored are, as in prediction, means over mirrored inputs (`predict_mirror_axes` of the plan)."]
     text += _pooled(facts["scores"].get("pooled"))
     for fold in folds:
         text += [f"### Fold {fold['fold']}", table(("what", "number"), [("validation cases", number(fold["cases"]))])]
