@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the bundles that the project ships, and put them into bundles/ as their receivers would unpack them.
 
-    python scripts/reference_bundles.py DATASET WORK [--only NAME ...] [--epochs N | --minutes M]
+    python scripts/reference_bundles.py DATASET WORK [--only NAME ...] [--minutes M]
 
 DATASET is Task04_Hippocampus of the Medical Segmentation Decathlon. WORK keeps the bundles as they are planned, trained
 and packed, with everything private; a run that was stopped is resumed, one that is finished is only packed again.
@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from medunet import verbs
+from medunet.cli.options import train_options
 from medunet.data.atomic import write_json
 from medunet.data.dicom.codes import find_code
 from medunet.planning import Budget
 
 ROOT = Path(__file__).resolve().parents[1]
-DIMS = {"hippocampus_mri_3d": 3, "hippocampus_mri_2d": 2}
-EPOCHS = {"hippocampus_mri_3d": 152}
-"""Of 25 steps: 3800 steps are what an hour on two CPU cores is enough for."""
-MINUTES = 10.0
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hippocampus_mri_3d": {"dims": 3, "predict_mirror_axes": [0]},
+    "hippocampus_mri_2d": {"dims": 2},
+}
+MINUTES = {"hippocampus_mri_3d": 45.0, "hippocampus_mri_2d": 10.0}
+OVERLAYS = {"hippocampus_mri_3d": ["long_average"]}
+"""What differs from the defaults of a plan and of a run (docs/experiments.md)."""
 CLASSES = ("Anterior", "Posterior")
 DATA_LICENCE = """Hippocampus (Task04) of the Medical Segmentation Decathlon
 
@@ -46,10 +50,8 @@ def planned(name: str, options: argparse.Namespace) -> Path:
     """The bundle in WORK, planned with the present code; weights that are there stay."""
     bundle: Path = options.work / name
     codes = {label: code.as_json() for label in CLASSES if (code := find_code(f"{label} hippocampus"))}
-    epochs = None if options.minutes else options.epochs or EPOCHS.get(name)
-    minutes = options.minutes or (None if epochs else MINUTES)
-    budget = Budget(device="cpu", minutes=minutes, epochs=epochs)
-    verbs.plan(options.dataset, bundle, budget, {"dims": DIMS[name], "codes": codes})
+    budget = Budget(device="cpu", minutes=options.minutes or MINUTES[name])
+    verbs.plan(options.dataset, bundle, budget, {**SETTINGS[name], "codes": codes})
     return bundle
 
 
@@ -83,8 +85,8 @@ def make(name: str, options: argparse.Namespace) -> Path:
     bundle = planned(name, options)
     if not (bundle / "eval" / "fold_0" / "scores.json").is_file():
         begun = (bundle / "models" / "checkpoint_last.pt").is_file()
-        verbs.train(bundle, 0, {"resume": begun, "device::name": "cpu"})
-    describe(bundle, DIMS[name])
+        verbs.train(bundle, 0, train_options((None, None), begun, "cpu", OVERLAYS.get(name, []), []))
+    describe(bundle, SETTINGS[name]["dims"])
     archive: Path = options.work / f"{name}.zip"
     verbs.pack(bundle, archive, say=print)
     target = ROOT / "bundles" / name
@@ -98,9 +100,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", nargs="*", choices=list(DIMS), default=list(DIMS))
-    parser.add_argument("--epochs", type=int, help=f"by default {EPOCHS}, where not given {MINUTES:g} minutes")
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--only", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--minutes", type=float, help=f"by default {MINUTES}")
     options = parser.parse_args()
     for name in options.only:
         print(f"made {make(name, options)}")
