@@ -25,24 +25,24 @@ from medunet.cli.options import parse_settings, train_options
 from medunet.data.phantom import write_dataset
 from medunet.planning import Budget
 
-RECIPES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
-    "defaults": ({}, [], []),
-    "SGD with Nesterov momentum, polynomial decay": ({}, ["sgd_poly"], []),
-    "no average of the weights": ({}, ["no_average"], []),
-    "gradients not clipped": ({}, ["no_clip"], []),
-    "no deep supervision": ({"deep_supervision": 0}, [], []),
-    "no augmentation": ({}, ["no_augmentation"], []),
-    "strong augmentation": ({}, ["strong_augmentation"], []),
-    "constant rate, average over three tenths": ({}, [], ["schedule::decay=constant", "average_share=0.3"]),
+RECIPES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "defaults": ({}, []),
+    "SGD with Nesterov momentum, polynomial decay": ({}, ["sgd_poly"]),
+    "cosine decay, short average": ({}, ["cosine"]),
+    "cosine decay, no average": ({}, ["no_average"]),
+    "gradients not clipped": ({}, ["no_clip"]),
+    "no deep supervision": ({"deep_supervision": 0}, []),
+    "no augmentation": ({}, ["no_augmentation"]),
+    "strong augmentation": ({}, ["strong_augmentation"]),
 }
-"""What differs from the defaults: settings of the plan, overlays of the run, and single values of it."""
+"""What differs from the defaults: settings of the plan, and overlays of the run."""
 STEPS = 25  # an epoch
 PHANTOMS = 40
 
 
 def case_dices(dataset: Path, work: Path, recipe: str, options: argparse.Namespace) -> dict[str, float]:
     """Train where that was not done, and read the mean Dice of each validation case."""
-    settings, overlays, values = RECIPES[recipe]
+    settings, overlays = RECIPES[recipe]
     found = {}
     for fold in options.folds:
         name = f"{dataset.name}_{recipe.replace(' ', '_').replace(',', '')}_{options.steps}_steps_fold_{fold}"
@@ -53,7 +53,7 @@ def case_dices(dataset: Path, work: Path, recipe: str, options: argparse.Namespa
             if not begun:
                 budget = Budget(device="cpu", epochs=max(1, options.steps // STEPS))
                 verbs.plan(dataset, bundle, budget, {"steps_per_epoch": STEPS, **options.settings, **settings})
-            overrides = train_options((None, None), begun, "cpu", overlays, values)
+            overrides = train_options((None, None), begun, "cpu", overlays, [])
             store = {"store": str((work / f"{dataset.name}_store").resolve()), "quiet": True}
             verbs.train(bundle, fold, {**overrides, **store})
         for case in json.loads(done.read_text())["cases"]:

@@ -213,7 +213,8 @@ EFFECTS = {
     "no_clip": lambda parts: parts["train::handlers"][0].clip == 0,
     "no_augmentation": lambda parts: not any(parts["train::augment"].chance[kind] for kind in ("mirror", "gamma")),
     "strong_augmentation": lambda parts: parts["train::augment"].chance["elastic"] == 0.3,
-    "long_average": lambda parts: (parts["schedule"].decay, parts["train::handlers"][1].share) == ("constant", 0.3),
+    "long_run": lambda parts: parts["optimizer"].param_groups[0]["lr"] == 0.0016,
+    "cosine": lambda parts: (parts["schedule"].decay, parts["train::handlers"][1].share) == ("cosine", 0.03),
     "early_stopping": lambda parts: (parts["validation"].patience, parts["budget"].validations) == (5, 40),
     "augment_on_workers": lambda parts: parts["train::dataloader"]._late is None,
     "channels_last": lambda parts: not parts["network"].get_parameter("encoder.1.0.weight").is_contiguous(),
@@ -222,13 +223,10 @@ EFFECTS = {
 
 
 TOLD: dict[str, dict[str, Any]] = {
-    "no_average": {"average_share": 0.0},
+    "no_average": {"average_share": 0.0, "decay": "cosine"},
+    "cosine": {"average_share": 0.03, "decay": "cosine"},
     "strong_augmentation": {"augmentation": {"rotation": 0.5, "zoom": 0.5, "elastic": 0.3}},
-    "long_average": {
-        "decay": "constant",
-        "average_share": 0.3,
-        "augmentation": {"rotation": 0.35, "zoom": 0.35, "elastic": 0.2},
-    },
+    "long_run": {"augmentation": {"rotation": 0.35, "zoom": 0.35, "elastic": 0.2}},
 }
 """What the log of a run says beside the usual."""
 
@@ -249,7 +247,7 @@ def test_run_overlays_do_what_they_say_and_train_a_step(planned_bundle: Path, ov
     assert torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)["iteration"] == 3
     recipe = parser.get_parsed_content("log").rows()[0]["recipe"]
     assert (recipe["optimizer"], recipe["loss"], recipe["weight_decay"]) == ("AdamW", "DiceCE", 0.01)
-    usual = {"decay": "cosine", "average_share": 0.03} | ({} if overlay == "no_augmentation" else {"augmentation": {}})
+    usual = {"decay": "constant", "average_share": 0.3} | ({} if overlay == "no_augmentation" else {"augmentation": {}})
     assert recipe | usual | TOLD.get(overlay, {}) == recipe
 
 
@@ -269,8 +267,8 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     assert parser.get_parsed_content("loss") is not None
     handlers = [type(handler).__name__ for handler in parser.get_parsed_content("train::handlers")]
     assert handlers == ["Guards", "WeightAverage", "InitialWeights", *["Attached"] * 5, "Stopping"]
-    others = {"sgd_poly.yaml": "poly", "long_average.yaml": "constant"}
-    assert parser.get_parsed_content("schedule").decay == others.get(overlay, "cosine")
+    others = {"sgd_poly.yaml": "poly", "cosine.yaml": "cosine", "no_average.yaml": "cosine"}
+    assert parser.get_parsed_content("schedule").decay == others.get(overlay, "constant")
 
 
 def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:

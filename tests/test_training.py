@@ -162,7 +162,7 @@ def test_the_schedule_rises_then_falls(total: int, warmup: int, decay: str) -> N
 
 def test_schedule_and_parts_are_named() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(BundleError, match="give cosine, poly or constant"):
+    with pytest.raises(BundleError, match="give constant, cosine or poly"):
         Schedule(optimizer, 1, "step")
     with pytest.raises(BundleError, match="give training, validation or test"):
         FoldCases(".", ".", 0, "all")

@@ -264,7 +264,7 @@ def test_the_card_of_a_trained_bundle(trained_bundle: Path) -> None:
     real = json.loads((trained_bundle / "eval" / "fold_0" / "scores.json").read_text())
     assert f"| Dice | {real['classes']['spine']['dice']['mean']:.3f} |" in card
     assert "| 0 | 6 | 2 | " in card
-    for row in ("optimiser | AdamW", "loss | DiceCE", "decay of the learning rate | cosine", "weight decay | 0.01"):
+    for row in ("optimiser | AdamW", "loss | DiceCE", "decay of the learning rate | constant", "weight decay | 0.01"):
         assert f"| {row} |" in card
     assert "| unusual chances of augmentation | none |" in card
     assert "to 0" not in card.split("## Performance")[1].split("## Expected")[0]

@@ -251,7 +251,7 @@ class _Draft:
             patch_size=patch,
             batch_size=batch,
             network=self._network_arguments(network, frame),
-            learning_rate=self.take("learning_rate", 0.002, "a usual value for AdamW with warm-up and cosine decay"),
+            learning_rate=self.take("learning_rate", 0.002, "a usual value for AdamW with warm-up"),
             weight_decay=self.take("weight_decay", 0.01, "AdamW's usual value (Loshchilov and Hutter 2019)"),
             warmup_steps=self.take("warmup_steps", 50, "enough for AdamW's second moments to settle"),
             steps_per_epoch=self.take("steps_per_epoch", _STEPS[self.budget.device], "an epoch is a bookkeeping unit"),

@@ -35,7 +35,7 @@ class WeightAverage:
         share: of all steps; 0: `average` is always the network itself.
     """
 
-    def __init__(self, network: nn.Module, average: nn.Module, share: float = 0.03) -> None:
+    def __init__(self, network: nn.Module, average: nn.Module, share: float = 0.3) -> None:
         if not 0 <= share < 1:
             raise BundleError(f"the share of a run that weights are averaged over is {share}; give 0 to below 1")
         self.network, self.average, self.share = network, average, float(share)

@@ -1,4 +1,4 @@
-"""Learning rate per step: linear warm-up, then cosine or polynomial decay over the whole run."""
+"""Learning rate per step: linear warm-up, then constant, or cosine or polynomial decay over the whole run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Schedule:
     Args:
         optimizer: its parameter groups keep the ratios of their learning rates.
         warmup_steps: steps of linear rise; at most a tenth of the run.
-        decay: ``cosine`` to zero (Loshchilov and Hutter 2017), ``poly`` with power 0.9 (nnU-Net), or ``constant``.
+        decay: ``constant``, ``cosine`` to zero (Loshchilov and Hutter 2017), or ``poly`` with power 0.9 (nnU-Net).
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int = 50, decay: str = "cosine") -> None:
-        if decay not in ("cosine", "poly", "constant"):
-            raise BundleError(f"schedule decay '{decay}' is not known; give cosine, poly or constant")
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 50, decay: str = "constant") -> None:
+        if decay not in ("constant", "cosine", "poly"):
+            raise BundleError(f"schedule decay '{decay}' is not known; give constant, cosine or poly")
         self.optimizer, self.warmup_steps, self.decay = optimizer, int(warmup_steps), decay
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
 

@@ -157,6 +157,7 @@ def _triple(values: Any) -> str:
 
 def _training(facts: Mapping[str, Any]) -> str:
     plan, network = facts["plan"], facts["plan"].get("network", {})
+    length = "minutes" if plan.get("minutes") else "epochs"
     rows = [
         ("window, voxels", _triple(plan.get("patch_size"))),
         ("spacing, mm", _triple(plan.get("spacing"))),
@@ -164,11 +165,7 @@ def _training(facts: Mapping[str, Any]) -> str:
         ("batch size", number(plan.get("batch_size"))),
         ("learning rate", number(plan.get("learning_rate"))),
         ("weight decay", number(plan.get("weight_decay"))),
-        *(
-            [("minutes planned", number(plan["minutes"]))]
-            if plan.get("minutes")
-            else [("epochs planned", number(plan.get("epochs")))]
-        ),
+        (f"{length} planned", number(plan.get(length))),
         ("steps per epoch", number(plan.get("steps_per_epoch"))),
         *_shipped_fold(facts),
         *((f"version of {name}", version) for name, version in facts["software"].items()),
