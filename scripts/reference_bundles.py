@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hippocampus_mri_2d": {"dims": 2},
 }
 MINUTES = {"hippocampus_mri_3d": 45.0, "hippocampus_mri_2d": 10.0}
-OVERLAYS = {"hippocampus_mri_3d": ["long_run"]}
+OVERLAYS = {"hippocampus_mri_3d": ["long_run"], "hippocampus_mri_2d": ["cosine"]}
 """What differs from the defaults of a plan and of a run (docs/experiments.md)."""
 CLASSES = ("Anterior", "Posterior")
 DATA_LICENCE = """Hippocampus (Task04) of the Medical Segmentation Decathlon

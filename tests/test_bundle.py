@@ -271,13 +271,36 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     assert parser.get_parsed_content("schedule").decay == others.get(overlay, "constant")
 
 
-def test_two_gloo_processes_train_as_one(planned_bundle: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(planned_bundle, bundle)
+def in_two_processes(bundle: Path, *words: str) -> None:
     run(
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training",
-        "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']", "--minutes", "0.1", cwd=bundle,
+        "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']", *words, cwd=bundle,
     )  # fmt: skip
+
+
+def losses_in(bundle: Path) -> list[float]:
+    rows = map(json.loads, (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["event"] == "train"]
+
+
+def test_two_gloo_processes_train_as_one(planned_bundle: Path, trained_bundle: Path, tmp_path: Path) -> None:
+    """Half of the patches each: the losses and the weights are those of the process that had all of them."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(planned_bundle, bundle)
+    batch, rest = divmod(read_plan(str(bundle))["batch_size"], 2)
+    assert not rest
+    in_two_processes(bundle, *(f"--train::{part}::batch_size={batch}" for part in ("sampler", "dataloader")))
+    assert len(losses_in(bundle)) == 2
+    assert losses_in(bundle) == pytest.approx(losses_in(trained_bundle), abs=2e-5)
+    both = [torch.load(path / "models" / "model.pt", weights_only=True) for path in (bundle, trained_bundle)]
+    for key in both[0]:  # but biases, which instance normalisation takes out again: their slopes are rounding alone
+        assert key.endswith("bias") or torch.allclose(both[0][key], both[1][key], atol=1e-5), key
+
+
+def test_two_gloo_processes_keep_to_the_minutes(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(planned_bundle, bundle)
+    in_two_processes(bundle, "--minutes", "0.1")
     assert (bundle / "models" / "model.pt").is_file()
     assert json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["cases"]
 

@@ -173,6 +173,18 @@ def test_bad_plan_options(run: Run, phantom_dataset: Path, tmp_path: Path, words
     assert not (tmp_path / "b").exists()
 
 
+def test_what_is_given_last_acts_last(tmp_path: Path) -> None:
+    """A rate given with --set holds though one overlay sets a rate and the next a whole optimiser."""
+    from medunet.cli.options import train_options
+
+    rate, whole = tmp_path / "rate.yaml", tmp_path / "whole.yaml"
+    rate.write_text("optimizer::lr: 0.5\nminutes: 3\nclip: 1\n")
+    whole.write_text("optimizer: {lr: 0.1}\nclip: 2\n")
+    given = train_options((7.0, None), False, "cpu", [str(rate), str(whole)], ["optimizer::lr=0.02", "minutes=9"])
+    assert list(given) == ["optimizer", "clip", "resume", "more", "device::name", "optimizer::lr", "minutes"]
+    assert [given[key] for key in ("clip", "optimizer::lr", "minutes")] == [2, 0.02, 9]
+
+
 def test_options_of_a_plan_win_over_its_overlays(tmp_path: Path) -> None:
     overlay = tmp_path / "large.yaml"
     overlay.write_text("memory: 24GB\ndevice: cuda\nbase_channels: 48\n")

@@ -267,6 +267,28 @@ def test_a_run_over_all_folds_is_resumed(ensemble: Path, tmp_path: Path, monkeyp
         medunet.train(bundle, "all", {**QUICK, "resume": True})
 
 
+def test_folds_of_a_dataset_that_has_moved_are_put_together(
+    ensemble: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    """Each fold's scores name files where they were; what is read, and named, is where they are now."""
+    there, moved = (Path(shutil.copytree(phantom_dataset, tmp_path / name)) for name in ("there", "moved"))
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    medunet.train(bundle, "all", {**QUICK, "dataset_dir": str(there)})
+    before = read(bundle / "eval" / "cross_validation.json")
+    shutil.rmtree(there)
+    (bundle / "models" / f"fold_{folds_of(bundle)[0]}.pt").unlink()
+    medunet.train(bundle, "all", {**QUICK, "dataset_dir": str(moved), "resume": True})
+    after = read(bundle / "eval" / "cross_validation.json")
+    assert after["summary"] == before["summary"]
+    assert [
+        {**case, "image": [str(path).replace(str(moved), str(there)) for path in case["image"]],
+         "reference": case["reference"].replace(str(moved), str(there))}
+        for case in after["cases"]
+    ] == before["cases"]  # fmt: skip
+    assert all(Path(case["reference"]).is_file() and Path(case["image"][0]).is_file() for case in after["cases"])
+    assert read(bundle / "models" / "components.json")["weights"] == weights_digest(bundle)
+
+
 def test_a_run_over_all_folds_goes_on_in_the_fold_it_was_in(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,46 @@ def test_overlays_train(planned_bundle: Path, overlay: Path) -> None:
     value.backward()
     assert torch.isfinite(value)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+_HALVES = """
+import sys, torch
+from medunet.training import *
+torch.distributed.init_process_group("gloo")
+rank, cases = torch.distributed.get_rank(), torch.load(sys.argv[1])
+for number, (kind, options, logits, label) in enumerate(cases):
+    part = logits[rank::2].clone().requires_grad_()
+    value = globals()[kind](3, **options)([part, part[:, :, ::2, ::2]], label[rank::2])
+    value.backward()
+    torch.save((value.detach(), part.grad), f"{sys.argv[1]}_{rank}_{number}")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_loss_of_one_that_holds_both_their_patches(tmp_path: Path) -> None:
+    """The same value in both, and slopes whose mean over both, as DDP takes it, are those of one."""
+    torch.manual_seed(2)
+    cases = []
+    for kind, options in LOSSES:
+        for ignored in (0, 9, 16):  # planes nobody annotated in the second process's patches
+            label = blocks(2, 3, kind is WeightedCE)
+            label[1, 0, :ignored] = 3
+            cases.append((kind.__name__, options, torch.randn(2, 3, 16, 16), label))
+    file, script = tmp_path / "cases.pt", tmp_path / "halves.py"
+    torch.save(cases, file)
+    script.write_text(_HALVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number, (kind_name, options, logits, label) in enumerate(cases):
+        whole = logits.clone().requires_grad_()
+        value = globals()[kind_name](3, **options)([whole, whole[:, :, ::2, ::2]], label)
+        value.backward()
+        for rank in (0, 1):
+            theirs, slope = torch.load(f"{file}_{rank}_{number}")
+            assert float(theirs) == pytest.approx(float(value.detach()), rel=1e-5), (kind_name, options)
+            assert torch.allclose(slope / 2, whole.grad[rank::2], rtol=1e-4, atol=1e-7), (kind_name, options)
 
 
 def test_every_loss_has_an_overlay() -> None:

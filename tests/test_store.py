@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medunet.data.grid import Grid
+from medunet.data.spill import free_memory
 from medunet.data.transforms import Frame, Preprocess
 from medunet.data.volume import write_image, write_label
 from medunet.errors import BundleError, DatasetError, InputError, ResourceError
@@ -33,6 +34,7 @@ from medunet.training import entry as entries
 from medunet.training import store as stores
 from medunet.training.augment import PROBABILITIES
 from medunet.training.cases import Region
+from medunet.training.distributed import memory
 from medunet.training.draws import Draw, Noise
 from medunet.training.entry import DamagedEntryError, Entry, class_locations, write_entry
 from medunet.training.loading import refuse_lost_worker
@@ -638,3 +640,46 @@ def test_an_entry_is_no_guess(tmp_path: Path) -> None:
     (tmp_path / "x.case").write_bytes(b"something else that is long enough")
     with pytest.raises(DamagedEntryError, match=r"x.case: the stored case is damaged, it does not begin as such"):
         Entry(tmp_path / "x.case")
+
+
+@pytest.mark.parametrize(
+    ("groups", "free"),
+    [
+        ({}, 16_000_000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 16_000_000),
+        (
+            {
+                "proc/self/cgroup": "0::/job/step\n",
+                "sys/fs/cgroup/job/step/memory.max": "max",
+                "sys/fs/cgroup/job/step/memory.current": "1000000",
+                "sys/fs/cgroup/job/memory.max": "9000000",
+                "sys/fs/cgroup/job/memory.current": "4000000",
+                "sys/fs/cgroup/job/memory.stat": "anon 3000000\ninactive_file 500000\n",
+            },
+            5_500_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu,memory:/elsewhere\n1:name=systemd:/x\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "3500000",
+            },
+            0,
+        ),
+    ],
+    ids=["none", "no limit", "v2, a job of its own", "v1, within a container"],
+)
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path, groups: dict[str, str], free: int) -> None:
+    meminfo = "MemTotal: 32000 kB\nMemAvailable:   15625 kB\n"
+    for name, text in {"proc/meminfo": meminfo, **groups}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == free
+    assert free_memory(tmp_path / "nowhere") == 8_192_000_000
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunet.training.distributed.free_memory", lambda: 8_000)
+    assert memory() == 8_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory() == 2_000

@@ -652,6 +652,46 @@ def test_ctrl_c_leaves_a_usable_model(planned_bundle: Path, phantom_dataset: Pat
     assert {r.state for r in results} == {"done"}
 
 
+def test_ctrl_c_while_a_run_is_scored_stops_at_once(planned_bundle: Path, tmp_path: Path) -> None:
+    """Behind the last step nothing is left to finish; what is trained is kept, and --resume scores it."""
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu"}
+    parser = load_workflow(bundle, "train.yaml", "train", values).parser
+    trainer, evaluator = (parser.get_parsed_content(key) for key in ("train::trainer", "validate::evaluator"))
+
+    def press() -> None:
+        if trainer.state.iteration == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    evaluator.add_event_handler(Events.ITERATION_STARTED, press)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (bundle / "eval" / "fold_0" / "scores.json").is_file()
+    before = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert before["iteration"] == 6
+    verbs.train(bundle, 0, {**values, "resume": True})
+    assert (bundle / "eval" / "fold_0" / "scores.json").is_file()
+    after = torch.load(bundle / "models" / "checkpoint_last.pt", weights_only=True)
+    assert all(torch.equal(after["model"][key], value) for key, value in before["model"].items())
+
+
+def test_what_a_resumed_run_is_trained_with_otherwise_is_told(
+    planned_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    values = {"quiet": False, "device::name": "cpu", "average_share": 0.2, "clip": 5.0}
+    verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 1})
+    verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 1, "resume": True, "more": True})
+    assert "the run so far had" not in capsys.readouterr().out
+    other = {"loss": {"_target_": "medunet.training.Jaccard", "classes": "@_meta_::plan::network::out_channels"}}
+    verbs.train(bundle, 0, {"device::name": "cpu", **other, "resume": True, "more": True, "optimizer::lr": 0.001})
+    assert (
+        "the run so far had learning_rate 0.002 and now 0.001, loss DiceCE and now Jaccard, average_share 0.2 and now "
+        "0.3, clip 5.0 and now 12.0: give its --config and --set again where this is not meant"
+    ) in capsys.readouterr().out
+
+
 def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     stuck = {"optimizer::lr": 1e-12, "patience": 2, "validations": 50, "train::trainer::max_epochs": 50}

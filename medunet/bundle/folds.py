@@ -46,7 +46,8 @@ def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
     resumed, done, chosen = bool(values.get("resume")), set[int](), dict(values)
     if resumed:
         done, chosen = room.resume(root, values)
-    folds = load_index(str(root), chosen.get("dataset_dir") or _dataset_dir(root)).filled_folds()
+    dataset_dir = str(chosen.get("dataset_dir") or _dataset_dir(root))
+    folds = load_index(str(root), dataset_dir).filled_folds()
     if values.get("more") and done >= set(folds):
         raise BundleError(
             f"{root}: all folds are finished, and no more than one keeps what it takes to train on; train --fold all "
@@ -65,7 +66,7 @@ def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
     if len(folds) == 1:
         return paths
     with explained(root / "configs" / "train.yaml"):
-        return [*paths, room.assemble(root, folds, read_plan(str(root)))]
+        return [*paths, room.assemble(root, folds, read_plan(str(root)), dataset_dir)]
 
 
 def _scores(root: Path, fold: int) -> Path:

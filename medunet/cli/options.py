@@ -148,15 +148,18 @@ def train_options(
     """MONAI overrides for a training run; ``--set`` wins over options, options over overlays."""
     _one_duration(duration)
     minutes, epochs = duration
-    overrides: dict[str, Any] = {}
-    for overlay in overlays:
-        overrides.update(read_overlay(overlay, "run"))
-    overrides.update({"resume": resume, "more": resume and duration != (None, None)})
+    chosen: dict[str, Any] = {"resume": resume, "more": resume and duration != (None, None)}
     if minutes is not None:
-        overrides["minutes"] = minutes
+        chosen["minutes"] = minutes
     if epochs is not None:
-        overrides.update({"minutes": None, "train::trainer::max_epochs": epochs})
-    return {**overrides, **_device(device), **parse_settings(pairs)}
+        chosen.update({"minutes": None, "train::trainer::max_epochs": epochs})
+    overrides: dict[str, Any] = {}
+    shipped = (read_overlay(overlay, "run") for overlay in overlays)
+    for layer in (*shipped, chosen, _device(device), parse_settings(pairs)):
+        for key, value in layer.items():
+            overrides.pop(key, None)  # given later, it acts later: optimizer::lr behind an overlay's whole optimizer
+            overrides[key] = value
+    return overrides
 
 
 def predict_options(device: str, backend: str, overlap: float | None, mirror: bool) -> dict[str, Any]:

@@ -48,10 +48,45 @@ def slabs(array: AnyArray) -> Iterator[AnyArray]:
     yield from (along[start : start + step] for start in range(0, len(along), step))
 
 
-def free_memory() -> int:
-    """Bytes that programs can still take; 8 GB where the system does not tell."""
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take: the machine's, and what its control group leaves (a container, a job).
+
+    8 GB where the system does not tell. `root`: where ``proc`` and ``sys`` are.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst ("memory.max") and cgroup-v1/memory.rst.
+    """
+    free = _numbers(root / "proc/meminfo", "MemAvailable:").get("MemAvailable:", 8_000_000)
+    return min([free * 1024, *_left_by_groups(root)])
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What each control group around this process leaves; what it holds of files can be given back."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 8_000_000_000
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        own = base / name.strip("/")
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(base):
+                break
+            try:
+                most, taken = (int((folder / file).read_text(encoding="utf-8")) for file in (limit, used))
+            except (OSError, ValueError):  # "max", no limit; or inside a container, which sees its own group as base
+                continue
+            files = "total_inactive_file" if kinds else "inactive_file"
+            yield max(0, most - taken + _numbers(folder / "memory.stat", files).get(files, 0))
+
+
+def _numbers(path: Path, *names: str) -> dict[str, int]:
+    """Lines ``NAME NUMBER ...`` of a file of the system; nothing where there is none."""
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[0] in names}
+    except (OSError, ValueError):
+        return {}

@@ -8,9 +8,10 @@ import sys
 from datetime import timedelta
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medunet.data.spill import free_memory
 from medunet.errors import ResourceError
 from medunet.training.placing import place
 
@@ -57,6 +58,19 @@ def agree(*numbers: int) -> list[int]:
     return values
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes, for a loss that comes out the same in each of them.
+
+    Its slope is the process's own part, times their number, by which DistributedDataParallel divides: together the
+    gradients are those of one process that holds all patches. Nothing is exchanged on the way back.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    whole = values.detach().clone()
+    torch.distributed.all_reduce(whole)
+    return whole + torch.distributed.get_world_size() * (values - values.detach())
+
+
 def any_asks(asked: bool) -> bool:
     """Whether any process asks; the same in all of them, so that they stop at the same step."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -71,6 +85,11 @@ def cores() -> int:
     """CPU cores that this process may use: its share, where torchrun started several on this machine."""
     all_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, all_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def memory() -> int:
+    """Bytes that this process may still take: its share, where torchrun started several on this machine."""
+    return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def leave() -> None:

@@ -25,6 +25,7 @@ from medunet.inference.quality import QUALITY, Calibration, Scored
 from medunet.inference.weights import COMPONENTS, MODEL, file_digest, plan_digest, read_state, weights_digest
 from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
+from medunet.training.cases import FoldCases
 from medunet.training.checkpoints import fold_of_model, fold_weights
 
 CROSS_VALIDATION = "eval/cross_validation.json"
@@ -126,18 +127,22 @@ def _take_apart(bundle: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any]) -> Path:
+def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any], dataset_dir: str) -> Path:
     """Make of all folds one bundle: the ensemble, its cross-validation and report, calibration, rules for components.
+
+    Images and references are read from `dataset_dir`, which may have moved since the first folds were scored.
 
     Returns ``eval/cross_validation.json``.
 
     Raises:
         BundleError: a fold's weights are missing or cannot be read.
+        DatasetError: the dataset is not there.
     """
+    files = {item["case"]: item for fold in folds for item in FoldCases(str(bundle), dataset_dir, fold, "validation")}
     ensemble = joined([read_state(fold_weights(bundle, fold)) for fold in folds])
     write_with(bundle / MODEL, lambda part: torch.save(ensemble, part))
     digest, labels = weights_digest(bundle), _foreground(plan["labels"])
-    found = {fold: scores.read_scores(_scores(bundle, fold)) for fold in folds}
+    found = {fold: _placed(scores.read_scores(_scores(bundle, fold)), files) for fold in folds}
     content = _pooled(found, labels, {"model": digest, "weights": "final"})
     target = bundle / CROSS_VALIDATION
     scores.write_scores(target, content)
@@ -156,6 +161,14 @@ def cross_validation(bundle: Path) -> Path | None:
     if not path.is_file() or not (bundle / MODEL).is_file():
         return None
     return path if scores.read_scores(path).get("model") == weights_digest(bundle) else None
+
+
+def _placed(content: dict[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores of a fold, with the files of its cases where they are now."""
+    for case in content["cases"]:
+        images, reference = files[case["id"]]["image"], files[case["id"]]["label"]
+        case |= {"image": images if isinstance(images, list) else [images], "reference": reference}
+    return content
 
 
 def _pooled(found: Mapping[int, Mapping[str, Any]], labels: Mapping[str, int], extra: Mapping[str, Any]) -> Any:

@@ -32,6 +32,7 @@ class Guards:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer; before the handler of checkpoints."""
+        engine.state.clip = self.clip
         self.optimizer.register_step_pre_hook(self._before_step)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._require_finite)

@@ -89,6 +89,7 @@ class Log:
     def plan(self, engine: Engine, interval: int, recipe: Mapping[str, Any]) -> None:
         """Say what is ahead, and note what it is done with."""
         steps, done = total_steps(engine), engine.state.iteration
+        recipes = [row["recipe"] for row in self.rows() if done and row.get("recipe")]
         self.write(
             "start", steps=steps, epochs=engine.state.max_epochs, validate_every_epochs=interval, recipe=dict(recipe)
         )
@@ -97,18 +98,26 @@ class Log:
             return
         ahead = f"training on from step {done} to {steps}" if done else f"training {steps} steps"
         self.say(f"fold {self.fold}: {ahead}, validating every {interval * int(engine.state.epoch_length or 1)}")
-        threads, before = torch.get_num_threads(), engine.state.threads
-        if threads != before:
+        self._tell_changes(engine, recipes[-1] if recipes else {}, recipe)
+
+    def _tell_changes(self, engine: Engine, before: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+        """What is not as it was in the run so far, so that the weights will be others."""
+        threads, had = torch.get_num_threads(), engine.state.threads
+        if threads != had:
             self.say(
-                f"PyTorch has {threads} threads, the run so far had {before}: sums are rounded otherwise, so that the "
-                f"weights will not be those of an undisturbed run (with OMP_NUM_THREADS={before} they will)"
+                f"PyTorch has {threads} threads, the run so far had {had}: sums are rounded otherwise, so that the "
+                f"weights will not be those of an undisturbed run (with OMP_NUM_THREADS={had} they will)"
             )
-        now, before = precision_of(engine), engine.state.precision
-        if now != before:
+        now, was = precision_of(engine), engine.state.precision
+        if now != was:
             self.say(
-                f"the network computes in {now} here, in the run so far it did in {before}: the weights will not be "
+                f"the network computes in {now} here, in the run so far it did in {was}: the weights will not be "
                 f"those of an undisturbed run"
             )
+        others = [key for key in recipe if key != "precision" and key in before and before[key] != recipe[key]]
+        if others:
+            told = ", ".join(f"{key} {before[key]} and now {recipe[key]}" for key in others)
+            self.say(f"the run so far had {told}: give its --config and --set again where this is not meant")
 
     def validated(self, engine: Engine, dice: float | None, classes: Mapping[str, float | None], best: bool) -> None:
         """Note a validation."""

@@ -4,7 +4,8 @@ All take logits (batch, outputs, *n), or a list of them of falling resolution (d
 0..K-1 (batch, 1, *n), or a mask 0/1 for each of the outputs (batch, outputs, *n), which are then regions that may
 overlap. Classes are read with a softmax, regions and a single output with a sigmoid. Numbers beyond the classes, and 2
 in a mask, are voxels nobody annotated: they do not count. All compute in float32 whatever the precision around them.
-Overlaps (Dice, Jaccard, Tversky) are those of the whole batch, without background when there are several classes.
+Overlaps (Dice, Jaccard, Tversky) are those of the whole batch, without background when there are several classes. Where
+several processes train, the batch is what all of them hold, and the loss is the same in each.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.losses import DiceLoss, FocalLoss, GeneralizedDiceLoss, HausdorffDTLoss, TverskyLoss
+from monai.losses import FocalLoss, HausdorffDTLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
 from medunet.errors import InputError
+from medunet.training.distributed import total
 
+_SMOOTH = 0.5e-5  # voxels that overlap in any case, so that a class that is absent and not predicted costs nothing
 _SMALLEST_ERROR = 1e-6  # a power below 1 has no finite slope at 0
 _CLASSES = {"include_background": False, "to_onehot_y": True, "softmax": True, "sigmoid": False}
 _MASKS = {"include_background": True, "to_onehot_y": False, "softmax": False, "sigmoid": True}
@@ -67,8 +70,6 @@ class DeepLoss(nn.Module):
         annotated = self.annotated(label)
         if bool(annotated.all()):
             return self.term(logits, label)
-        if not bool(annotated.any()):
-            return logits[:, :0].sum()
         return self.term(_those(logits, annotated), _those(label, annotated))
 
     def annotated(self, label: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class DeepLoss(nn.Module):
         return label[:, 0] < (2 if masks else self.classes)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of one output, float32; the voxels are in any order and number."""
+        """The loss of one output, float32; the voxels are in any order and number, 0 too where nothing is annotated."""
         raise NotImplementedError
 
 
@@ -103,13 +104,11 @@ class DiceCE(DeepLoss):
 
     def __init__(self, classes: int, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
         super().__init__(classes)
-        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
         self.dice_weight, self.ce_weight = float(dice_weight), float(ce_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        result: Tensor = self.dice_weight * self.dice(logits, label) + self.ce_weight * _entropy(logits, label).mean()
-        return result
+        return self.dice_weight * _errors(logits, label).mean() + self.ce_weight * _mean(_entropy(logits, label))
 
 
 class DiceBCE(DeepLoss):
@@ -120,16 +119,14 @@ class DiceBCE(DeepLoss):
 
     def __init__(self, classes: int, dice_weight: float = 1.0, bce_weight: float = 1.0) -> None:
         super().__init__(classes)
-        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
         self.dice_weight, self.bce_weight = float(dice_weight), float(bce_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
         masks = _are_masks(logits, label)
         target, own = (label, logits) if masks else (one_hot(label, self.classes), against_the_rest(logits))
-        entropy = nn.functional.binary_cross_entropy_with_logits(own, target)
-        result: Tensor = self.dice_weight * self.dice(logits, label)
-        return result + self.bce_weight * entropy
+        entropy = nn.functional.binary_cross_entropy_with_logits(own, target, reduction="none")
+        return self.dice_weight * _errors(logits, label).mean() + self.bce_weight * _mean(entropy)
 
 
 class DiceFocal(DeepLoss):
@@ -149,15 +146,14 @@ class DiceFocal(DeepLoss):
         alpha: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(classes)
-        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
         readings = ({"use_softmax": several, "to_onehot_y": several} for several in (True, False))
-        self.focal = _Either(FocalLoss, *readings, gamma=float(gamma), alpha=alpha)
+        self.focal = _Either(FocalLoss, *readings, gamma=float(gamma), alpha=alpha, reduction="none")
         self.dice_weight, self.focal_weight = float(dice_weight), float(focal_weight)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        result: Tensor = self.focal_weight * self.focal(logits, label)
-        return result + self.dice_weight * self.dice(logits, label) if self.dice_weight else result
+        result = self.focal_weight * _mean(self.focal(logits, label))
+        return result + self.dice_weight * _errors(logits, label).mean() if self.dice_weight else result
 
 
 class Tversky(DeepLoss):
@@ -169,27 +165,20 @@ class Tversky(DeepLoss):
 
     def __init__(self, classes: int, alpha: float = 0.3, beta: float = 0.7, power: float = 1.0) -> None:
         super().__init__(classes)
-        options = {"alpha": float(alpha), "beta": float(beta), "batch": True, "reduction": "none"}
-        self.single = _Either(TverskyLoss, _CLASSES, _MASKS, **options)
-        self.power = float(power)
+        self.alpha, self.beta, self.power = float(alpha), float(beta), float(power)
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        errors: Tensor = self.single(logits, label)
+        errors = _errors(logits, label, self.alpha, self.beta)
         return errors.mean() if self.power == 1 else errors.clamp(min=_SMALLEST_ERROR).pow(self.power).mean()
 
 
 class Jaccard(DeepLoss):
     """Soft Jaccard loss, 1 - intersection over union."""
 
-    def __init__(self, classes: int) -> None:
-        super().__init__(classes)
-        self.single = _Either(DiceLoss, _CLASSES, _MASKS, batch=True, jaccard=True)
-
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        result: Tensor = self.single(logits, label)
-        return result
+        return _errors(logits, label, 1.0, 1.0).mean()
 
 
 class GeneralizedDice(DeepLoss):
@@ -199,14 +188,13 @@ class GeneralizedDice(DeepLoss):
     batch counts like the rarest one present.
     """
 
-    def __init__(self, classes: int) -> None:
-        super().__init__(classes)
-        self.single = _Either(GeneralizedDiceLoss, {**_CLASSES, "include_background": True}, _MASKS, batch=True)
-
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
-        result: Tensor = self.single(logits, label)
-        return result
+        hits, predicted, true = _volumes(logits, label, background=True)
+        weights = torch.where(true > 0, true.clamp(min=1).pow(-2), 0)
+        weights = torch.where(true > 0, weights, weights.max())
+        both = (weights * (predicted + true)).sum()
+        return 1 - (2 * (weights * hits).sum() + 2 * _SMOOTH) / (both + 2 * _SMOOTH)
 
 
 class WeightedCE(DeepLoss):
@@ -233,7 +221,7 @@ class WeightedCE(DeepLoss):
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
         classes, weights = label[:, :1], label[:, 1:]
-        return (weights * _entropy(logits, classes)).mean()
+        return _mean(weights * _entropy(logits, classes))
 
 
 class DiceHausdorff(DeepLoss):
@@ -248,28 +236,51 @@ class DiceHausdorff(DeepLoss):
         self, classes: int, dice_weight: float = 1.0, hausdorff_weight: float = 0.1, alpha: float = 2.0
     ) -> None:
         super().__init__(classes)
-        self.dice = _Either(DiceLoss, _CLASSES, _MASKS, batch=True)
         self.hausdorff = _Either(HausdorffDTLoss, _CLASSES, _MASKS, alpha=float(alpha))
         self.dice_weight, self.hausdorff_weight = float(dice_weight), float(hausdorff_weight)
 
     def counted(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output over the annotated voxels, which keep their places."""
         annotated = self.annotated(label)
-        share = annotated.float().mean()
-        if not bool(share):
-            return logits[:, :0].sum()
         kept = annotated[:, None]
         outside = logits.new_full((1, logits.shape[1], *(1,) * (logits.ndim - 2)), -_CERTAIN)
         if not _are_masks(logits, label):
             outside[:, 0] = _CERTAIN
-        errors: Tensor = self.hausdorff(torch.where(kept, logits, outside), label * kept) / share
-        dice: Tensor = self.dice(_those(logits, annotated), _those(label, annotated))
-        return self.dice_weight * dice + self.hausdorff_weight * torch.log(errors + 1)
+        mean: Tensor = self.hausdorff(torch.where(kept, logits, outside), label * kept)
+        errors, voxels = total(torch.stack((mean * annotated.numel(), annotated.sum().float())))
+        dice = _errors(_those(logits, annotated), _those(label, annotated)).mean()
+        return self.dice_weight * dice + self.hausdorff_weight * torch.log(errors / voxels.clamp(min=1) + 1)
 
 
 def _are_masks(logits: Tensor, label: Tensor) -> bool:
     """Whether a label has a mask per output; one output has one mask."""
     return label.shape[1] == logits.shape[1]
+
+
+def _volumes(logits: Tensor, label: Tensor, background: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Voxels per class: of both, of the prediction, of the label; each as its probability, over all processes."""
+    if _are_masks(logits, label):
+        probability, target = logits.sigmoid(), label
+    else:
+        first = 0 if background else 1
+        probability, target = logits.softmax(1)[:, first:], one_hot(label, logits.shape[1])[:, first:]
+    axes = [0, *range(2, logits.ndim)]
+    sums = torch.stack(((probability * target).sum(axes), probability.sum(axes), target.sum(axes)))
+    hits, predicted, true = total(sums)
+    return hits, predicted, true
+
+
+def _errors(logits: Tensor, label: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+    """1 - TP / (TP + alpha FP + beta FN) per class: of Dice with 1/2 and 1/2, of Jaccard with 1 and 1."""
+    hits, predicted, true = _volumes(logits, label)
+    errors: Tensor = 1 - (hits + _SMOOTH) / (hits + alpha * (predicted - hits) + beta * (true - hits) + _SMOOTH)
+    return errors
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean of the values of all processes; 0 where there are none."""
+    both = total(torch.stack((values.sum(), values.new_full((), float(values.numel())))))
+    return both[0] / both[1].clamp(min=1)
 
 
 def _entropy(logits: Tensor, label: Tensor) -> Tensor:

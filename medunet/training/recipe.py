@@ -17,10 +17,12 @@ def recipe_of(trainer: Any, dataset: Any) -> dict[str, Any]:
     """
     recipe = {
         "optimizer": type(trainer.optimizer).__name__,
+        "learning_rate": getattr(trainer.state, "learning_rate", None),
         "weight_decay": trainer.optimizer.param_groups[0].get("weight_decay"),
         "loss": getattr(trainer.loss_function, "__name__", type(trainer.loss_function).__name__),
         "decay": getattr(trainer.state, "decay", None),
         "average_share": getattr(trainer.state, "average_share", None),
+        "clip": getattr(trainer.state, "clip", None),
         "precision": precision_of(trainer),
     }
     augment = getattr(dataset, "augment", None)

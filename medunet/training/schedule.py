@@ -30,7 +30,7 @@ class Schedule:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
-        engine.state.decay = self.decay
+        engine.state.decay, engine.state.learning_rate = self.decay, self.peaks[0]
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:

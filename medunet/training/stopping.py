@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -12,16 +13,21 @@ from medunet.inference.windows import is_out_of_memory
 from medunet.training.distributed import any_asks
 from medunet.training.loading import refuse_lost_worker
 from medunet.training.log import Log
+from medunet.training.schedule import total_steps
 from medunet.training.validate import Validation
 
 
 class Stopping:
-    """Stop cleanly on Ctrl-C (a second one stops at once) and say what to change when memory runs out."""
+    """Stop cleanly on Ctrl-C and say what to change when memory runs out.
+
+    A second Ctrl-C stops at once, and so does the first behind the last step, while a run is scored.
+    """
 
     def __init__(self, validation: Validation, log: Log) -> None:
         self.validation, self.log = validation, log
         self._asked = self._in_step = False
         self._previous: Any = None
+        self._ahead: Callable[[], bool] = lambda: True  # whether a step is
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -32,14 +38,17 @@ class Stopping:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._explain)
 
     def _install(self, engine: Engine) -> None:
+        self._ahead = lambda: engine.state.iteration < total_steps(engine)
         try:
             self._previous = signal.signal(signal.SIGINT, self._ask)
         except ValueError:  # not in the main thread: the caller deals with signals
             self._previous = None
 
     def _ask(self, number: int, frame: object) -> None:
-        self._asked = True
         self._restore(None)
+        if not self._ahead():
+            raise KeyboardInterrupt
+        self._asked = True
         self.log.say("stopping after this step (Ctrl-C again stops at once)")
 
     def _note(self, engine: Engine) -> None:

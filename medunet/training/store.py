@@ -24,12 +24,11 @@ import numpy as np
 
 from medunet.data.atomic import disk_errors, remove_stale
 from medunet.data.resampling import Box
-from medunet.data.spill import free_memory
 from medunet.data.transforms import Preprocess
 from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
 from medunet.training.digests import Digests
-from medunet.training.distributed import cores
+from medunet.training.distributed import cores, memory
 from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, patch_centres, write_entry
 from medunet.types import AnyArray, Shape
 
@@ -149,7 +148,7 @@ class PatchStore:
     def _make_all(self, items: Sequence[Item], progress: Progress) -> None:
         sizes = [self._sizes(item) for item in items]
         self._require_room(sum(stored for stored, _ in sizes))
-        workers = self.workers or max(1, min(cores(), free_memory() // (2 * max(work for _, work in sizes))))
+        workers = self.workers or max(1, min(cores(), memory() // (2 * max(work for _, work in sizes))))
         stop = threading.Event()
 
         def make(item: Item) -> None:
