@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from medunet.bundle import read_plan
 from medunet.bundle.running import load_workflow, train_bundle
 from medunet.bundle.writer import CONFIGS, _quoted, metadata, template, write_bundle
 from medunet.data.volume import read_label
-from medunet.errors import BundleError
+from medunet.errors import BundleError, MedunetError
 from medunet.planning import Plan
 
 ENVIRONMENT = {**os.environ, "MONAI_EVAL_EXPR": "0", "OMP_NUM_THREADS": "1"}
@@ -317,6 +318,33 @@ def test_a_wrong_target_names_file_line_and_target(planned_bundle: Path, tmp_pat
 def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
     with pytest.raises(BundleError, match="has no key 'optimiser'"):
         train_bundle(planned_bundle, {"optimiser::lr": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer", {"lr": 0.001}, "it is a component: give its values one by one, such as --set optimizer::lr="),
+        (
+            "optimizer::lr",
+            "abc",
+            "(from --set or an overlay) is abc; in the file it is 0.002: give a number",
+        ),
+        ("optimizer::lr", "$1/1000", "medunet evaluates no expressions: give the value itself"),
+        ("seed", "hello", "in the file it is 0: give a number"),
+        ("quiet", "maybe", "in the file it is false: give true or false"),
+        ("plan::batch_size", 1, "the plan is changed with medunet plan ... --set"),
+        ("fold", 9, "fold 9 is not one; give 0 to 4"),
+        ("validate::inferer::mirror_axes", [5], "mirror_axes is [5]; give spatial axes, some of [0, 1, 2]"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(
+    trained_bundle: Path, tmp_path: Path, key: str, value: Any, words: str
+) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    with pytest.raises(MedunetError, match=re.escape(words)):
+        train_bundle(bundle, {"quiet": True, "device::name": "cpu", key: value})
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
 def test_plan_survives_the_bundle(planned_bundle: Path) -> None:

@@ -159,6 +159,7 @@ def test_a_folder_without_cases(run: Run, tmp_path: Path, content: str) -> None:
         (["--set", "batch_size=0"], "batch_size=0 does not fit; give a whole number from 1"),
         (["--set", "nonsense"], "is not KEY=VALUE"),
         (["--memory", "lots"], "is not an amount of memory"),
+        (["--memory", "8"], "is not an amount of memory; give for example 8GB"),
         (["--memory", "1MB"], "give more memory, a smaller patch_size or fewer base_channels"),
         (["--minutes", "3", "--epochs", "2"], "give one of them"),
         (["--config", "nowhere"], "nowhere: overlay is missing; give a YAML file or one of"),

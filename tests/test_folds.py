@@ -469,6 +469,16 @@ def test_cases_that_a_stopped_run_was_trained_on_are_not_evaluated(
     assert evaluated(bundle, phantom_dataset, {"fold": 1})["cases"]
 
 
+def test_what_cannot_be_begun_with_is_told(
+    trained_bundle: Path, packed_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    with pytest.raises(BundleError, match=r"is a file, a bundle is a folder; unpack it first \(medunet unpack\)"):
+        medunet.train(bundle, 0, {**QUICK, "init": str(packed_bundle)})
+    medunet.train(bundle, 0, {**QUICK, "quiet": False, "init": "other", "resume": True})
+    assert "the run goes on with its own weights; other is what it may have begun with" in capsys.readouterr().out
+
+
 def test_a_run_begins_with_the_first_network_of_an_ensemble(
     ensemble: Path, planned_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

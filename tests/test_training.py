@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from torch import nn
 
 from medunet import verbs
 from medunet.bundle.running import load_workflow
-from medunet.errors import BundleError, DatasetError, ResourceError, TrainingError
+from medunet.data.volume import read_label, write_label
+from medunet.errors import BundleError, DatasetError, InputError, ResourceError, TrainingError
 from medunet.inference.device import mixed_type
 from medunet.training import (
     Budget,
@@ -690,6 +692,48 @@ def test_what_a_resumed_run_is_trained_with_otherwise_is_told(
         "the run so far had learning_rate 0.002 and now 0.001, loss DiceCE and now Jaccard, average_share 0.2 and now "
         "0.3, clip 5.0 and now 12.0: give its --config and --set again where this is not meant"
     ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "labelsTr"])
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_a_missing_file_leaves_the_run_before_as_it_was(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path, part: str, side: str
+) -> None:
+    """Also of a case that is held out, which the first validation would need long after the run has begun."""
+    bundle, data = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (trained_bundle, phantom_dataset))
+    case = FoldCases(str(bundle), str(data), 0, side)[0]["case"]
+    gone = data / part / f"{case}.nii.gz"
+    gone.unlink()
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=re.escape(f"{gone}: is missing; give the dataset's place with --set dataset")):
+        verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", "dataset_dir": str(data)})
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_a_label_that_changed_since_the_plan_is_examined_again(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    bundle, data = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, phantom_dataset))
+    label = Path(FoldCases(str(bundle), str(data), 0, "training")[1]["label"])
+    volume = read_label(label)
+    volume.array[0, 0, 0, 0] = 9
+    write_label(label, volume.array[0], volume.grid)
+    words = r"label value 9 is not declared \(background=0, .*\); declare it \(medunet plan\) or correct the label"
+    with pytest.raises(InputError, match=f"{label.name}: {words}"):
+        verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", "dataset_dir": str(data)})
+
+
+def test_a_store_that_is_deleted_while_a_run_trains_is_made_again(planned_bundle: Path, tmp_path: Path) -> None:
+    """The steps draw what they would have drawn."""
+    whole, emptied = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "emptied"))
+    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 3}
+    verbs.train(whole, 0, {**values, "store": str(tmp_path / "a")})
+    values["store"] = str(tmp_path / "b")
+    trainer = load_workflow(emptied, "train.yaml", "train", values).parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda: shutil.rmtree(tmp_path / "b"))
+    trainer.run()
+    first, second = (torch.load(b / "models" / "checkpoint_last.pt", weights_only=True) for b in (whole, emptied))
+    assert all(torch.equal(first["model"][key], second["model"][key]) for key in first["model"])
 
 
 def test_early_stopping_ends_a_run(planned_bundle: Path, tmp_path: Path) -> None:

@@ -66,6 +66,30 @@ def card_of(root: Path) -> tuple[str, dict[str, Any]]:
     return write_card(facts), facts
 
 
+def test_a_run_that_went_on_otherwise_tells_each_recipe(bundle: Path) -> None:
+    """And its minutes are those of all calls; each counts its time from its own start."""
+    steps = [{"event": "train", "step": step, "lr": rate, "time": 60.0} for step, rate in ((10, 0.5), (20, 0.25))]
+    log = [
+        {"event": "calibrate", "time": 3.0},
+        {"event": "start", "recipe": RECIPE, "time": 4.0},
+        *steps,
+        {"event": "start", "recipe": RECIPE | {"loss": "Jaccard"}, "time": 2.0},  # killed before its first step
+        {"event": "start", "recipe": RECIPE | {"loss": "DiceCE", "augmentation": {}}, "time": 1.0},
+        {"event": "train", "step": 30, "lr": 0.125, "time": 120.0},
+        {"event": "start", "recipe": RECIPE | {"loss": "DiceCE", "augmentation": {}}, "time": 1.0},
+        {"event": "train", "step": 40, "lr": 0.0625, "time": 57.0},
+    ]
+    (bundle / "eval" / "fold_1" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    card, facts = card_of(bundle)
+    training = next(fold["training"] for fold in facts["scores"]["folds"] if fold["fold"] == 1)
+    assert training["minutes"] == round((60 + 2 + 120 + 57) / 60, 2)
+    assert "| what | fold 1 | fold 1, after step 20 |" in card
+    assert "| loss | Tversky | DiceCE |" in card
+    assert "| learning rate, highest | 0.5 | 0.125 |" in card
+    assert "| learning rate, at the end | 0.25 | 0.0625 |" in card
+    assert "| unusual chances of augmentation | elastic 0.25, zoom 0 | none |" in card
+
+
 def packed(root: Path) -> Path:
     """The bundle without ``eval/``, with its summaries."""
     (root / "docs" / "scores.json").write_text(json.dumps(summarise_scores(root / "eval")))

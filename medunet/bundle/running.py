@@ -74,12 +74,44 @@ def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
             raise BundleError(
                 f"{path}: has no key '{first}' (from --set {key}=... or an overlay); take a key that stands in the file"
             )
+        if (wrong := _wrong(parser, first, key, value)) is not None:
+            raise BundleError(f"{path}: {key} (from --set or an overlay) is {value}; {wrong}")
         try:
             parser[key] = value
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path}: key '{key}' cannot be set ({error}); take a key that stands in the file"
             ) from error
+
+
+def _wrong(parser: Any, first: str, key: str, value: Any) -> str | None:
+    """What to do about a value that cannot be meant; None where it may be."""
+    if isinstance(value, str) and value.startswith("$"):
+        return "medunet evaluates no expressions: give the value itself"
+    if first == "plan" and key != first:
+        return "the plan is changed with medunet plan ... --set"
+    now = _present(parser, key)
+    if isinstance(now, Mapping) and "_target_" in now and isinstance(value, Mapping) and "_target_" not in value:
+        return f"it is a component: give its values one by one, such as --set {key}::{next(iter(value), 'key')}=..."
+    if isinstance(value, str) and not value.startswith("@"):
+        if isinstance(now, bool):
+            return f"in the file it is {str(now).lower()}: give true or false"
+        if isinstance(now, int | float):
+            return f"in the file it is {now}: give a number"
+    return None
+
+
+def _present(parser: Any, key: str) -> Any:
+    """What stands at a key, or where it refers to; None where nothing does."""
+    for _ in range(3):
+        try:
+            value = parser[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+        if not (isinstance(value, str) and value.startswith("@")):
+            return value
+        key = value[1:]
+    return None
 
 
 @contextmanager

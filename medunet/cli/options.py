@@ -14,6 +14,7 @@ from medunet.errors import MedunetError, PlanError
 if TYPE_CHECKING:
     from medunet.planning import Budget
 
+_LEAST = 10**6  # bytes without a unit; below, a unit was forgotten
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -30,7 +31,7 @@ def parse_bytes(text: str) -> int:
     1610612736
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?[iI]?[bB]?)\s*", text)
-    if not match or match[2].lower() not in _UNITS:
+    if not match or match[2].lower() not in _UNITS or (not match[2] and float(match[1]) < _LEAST):
         raise MedunetError(f"--memory {text}: is not an amount of memory; give for example 8GB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 

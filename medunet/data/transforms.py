@@ -17,8 +17,8 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from medunet.data.grid import Grid
-from medunet.data.labelling import stored_values
-from medunet.data.reader import STATED, VolumeReader
+from medunet.data.labelling import Declared, in_words, stored_values
+from medunet.data.reader import STATED, VolumeReader, sources_of
 from medunet.data.resampling import Box, Resampling, network_grid
 from medunet.data.spill import slabs
 from medunet.errors import InputError
@@ -191,7 +191,8 @@ class Preprocess(MapTransform):
     Output: image float32 (channels, x, y, z); label uint8/int16 (1, x, y, z) with classes 0..K-1, K for ignored voxels.
 
     Raises:
-        InputError: (at call) an unreadable file, non-finite voxels, or another number of channels.
+        InputError: (at call) an unreadable file, non-finite voxels, another number of channels, or a label value that
+            is not declared.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class Preprocess(MapTransform):
     ) -> None:
         super().__init__(("image", "label"))
         self.frame, self.values, self.ignore = frame, stored_values(labels, regions or {}), ignore
+        self.labels, self.regions = dict(labels), {name: list(values) for name, values in (regions or {}).items()}
         self.members = [[self.values.index(value) for value in values] for values in (regions or {}).values()]
         self._load = LoadVolumed(self.keys)
 
@@ -237,9 +239,20 @@ class Preprocess(MapTransform):
         image, label = self.frame.see(item["image"]), item["label"]
         item["image"] = on_grid(image.whole(), item["image"], image.grid)
         classes = to_classes(label.as_tensor(), self.values, self.ignore)
+        self._require_declared(label, classes)
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
         return item
+
+    def _require_declared(self, label: MetaTensor, classes: Tensor) -> None:
+        """Refuse a label that was given another value since the plan: its voxels would be trained on as background."""
+        others = label.as_tensor()[(classes == 0) & (label.as_tensor() != self.values[0])]
+        if len(others):
+            declared = in_words(Declared(self.labels, self.regions, self.ignore))
+            raise InputError(
+                f"{sources_of(label)[0]}: label value {float(others.min()):g} is not declared ({declared}); declare it "
+                f"(medunet plan) or correct the label"
+            )
 
 
 def _all_of(grid: Grid) -> Box:

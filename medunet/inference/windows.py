@@ -119,6 +119,10 @@ class WindowInferer(Inferer):
         self.flat = len(patch_size) == 2
         self.patch = (*(int(n) for n in patch_size), 1) if self.flat else tuple(int(n) for n in patch_size)
         self.overlap, self.batch_size, self.mirror_axes = float(overlap), batch_size, tuple(mirror_axes)
+        if not set(self.mirror_axes) <= set(range(len(patch_size))):
+            raise InputError(
+                f"mirror_axes is {list(self.mirror_axes)}; give spatial axes, some of {list(range(len(patch_size)))}"
+            )
         self.blend, self.border, self.amp, self.backend = blend, border, bool(amp), backend
         self.cache = None if bundle_root is None else Path(bundle_root) / COMPILED
         self.region = Region(region, frame, bundle_root, channels)

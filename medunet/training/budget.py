@@ -90,6 +90,8 @@ class Budget:
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: _stop_loading(engine))
 
     def _start(self, engine: Engine) -> None:
+        held_out = getattr(self.validator.data_loader.dataset, "data", ())
+        self.dataset.store.require([item for item in held_out if "label" in item])
         self.dataset.prepare(self.log.preparing)
         engine.fire_event(RunEvents.PREPARED)
         if self.resume and self.more:

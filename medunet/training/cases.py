@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from medunet.data.index import Case, Index
+from medunet.data.index import FOLDS, Case, Index
 from medunet.data.resampling import Box
 from medunet.errors import BundleError, DatasetError
 from medunet.inference.border import fold
-from medunet.training.patches import Augment, CutPatch, to_tensors
+from medunet.training.entry import Entry
+from medunet.training.patches import Augment, Cut, CutPatch, to_tensors
 from medunet.training.store import PatchStore
 from medunet.types import AnyArray
 
@@ -55,6 +56,8 @@ class FoldCases(Sequence[dict[str, Any]]):
     def __init__(self, bundle_root: str, dataset_dir: str, fold: int, part: str) -> None:
         if part not in ("training", "validation", "test"):
             raise BundleError(f"part '{part}' is not known; give training, validation or test")
+        if fold not in range(FOLDS):
+            raise BundleError(f"fold {fold} is not one; give 0 to {FOLDS - 1}")
         self.bundle_root, self.dataset_dir, self.fold, self.part = bundle_root, dataset_dir, int(fold), part
 
     @cached_property
@@ -146,12 +149,14 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
     def region(self, index: int | Sample) -> Region:
         """Draw a patch's place and changes and read its region; nothing is changed yet."""
         sample = index if isinstance(index, Sample) else Sample(int(index), int(index))
-        generator = np.random.default_rng((self.seed, sample.number))
         item = self.data[sample.case]
-        cut = self.cut.draw(generator, self.store.entry(item))
-        draw = self.augment.draw(generator)
+        cut, draw = self.store.using(item, partial(self._draw, sample.number))
         extent = (*draw.extent, 1) if self.cut.flat else draw.extent
         return Region(*to_tensors(*self.read(item, cut.box(extent)), self.cut.flat), draw)
+
+    def _draw(self, number: int, entry: Entry) -> tuple[Cut, Any]:
+        generator = np.random.default_rng((self.seed, number))
+        return self.cut.draw(generator, entry), self.augment.draw(generator)
 
     def patch(self, region: Region) -> dict[str, Tensor]:
         """Do what was drawn, on the device where the region's voxels are."""

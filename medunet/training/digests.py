@@ -82,13 +82,18 @@ class Digests:
                 return known[1]
             digest = _content(real)
         except FileNotFoundError as error:
-            raise InputError(f"{path}: is missing; give the dataset's place with --set dataset_dir=PATH") from error
+            raise missing(path) from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); look to the disk or the rights") from error
         if time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_SECONDS:
             with _LOCK:
                 self._new[place] = [mark, digest]
         return digest
+
+
+def missing(path: Path) -> InputError:
+    """That a file of the dataset is not there."""
+    return InputError(f"{path}: is missing; give the dataset's place with --set dataset_dir=PATH")
 
 
 def _content(path: Path) -> str:

@@ -330,4 +330,4 @@ class Entry:
         self._checked[number] = True
 
     def _corrupt(self, reason: str) -> DamagedEntryError:
-        return DamagedEntryError(f"{self.path}: the stored case is damaged, {reason}; remove the file and run again")
+        return DamagedEntryError(f"{self.path}: the stored case is damaged, {reason}")

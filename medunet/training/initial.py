@@ -47,6 +47,9 @@ class InitialWeights:
     ) -> None:
         self.network, self.average, self.log, self.labels = network, average, log, list(labels)
         self.folder = Path(bundle) if bundle and not resume else None
+        self.passed_over = bundle if resume else None
+        if self.folder is not None and self.folder.is_file():
+            raise BundleError(f"{self.folder}: is a file, a bundle is a folder; unpack it first (medunet unpack)")
         if self.folder is not None and self.folder.resolve() == log.folder.parents[1].resolve():
             raise BundleError(
                 f"{self.folder}: is the bundle itself, whose weights may be trained on this fold's validation cases; "
@@ -59,6 +62,8 @@ class InitialWeights:
 
     def _start(self, engine: Engine) -> None:
         if self.folder is None:
+            if self.passed_over:
+                self.log.say(f"the run goes on with its own weights; {self.passed_over} is what it may have begun with")
             return
         own, other = plain(self.network).state_dict(), read_state(self.folder / MODEL)
         members = members_in(other)

@@ -18,22 +18,24 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from medunet.data.atomic import disk_errors, remove_stale
+from medunet.data.dicom.source import Source
 from medunet.data.resampling import Box
 from medunet.data.transforms import Preprocess
 from medunet.data.volume import read_header
 from medunet.errors import DatasetError, MedunetError, ResourceError
-from medunet.training.digests import Digests
+from medunet.training.digests import Digests, missing
 from medunet.training.distributed import cores, memory
 from medunet.training.entry import VERSION, DamagedEntryError, Entry, entry_bytes, patch_centres, write_entry
 from medunet.types import AnyArray, Shape
 
 Item = Mapping[str, Any]
 Progress = Callable[[int, int], None]
+Made = TypeVar("Made")
 
 _SUFFIX = ".case"
 _EDGE, _FLAT_EDGE = (32, 32, 32), (128, 128, 1)
@@ -108,11 +110,29 @@ class PatchStore:
         Raises:
             MedunetError: the stored case is damaged or gone, and cannot be made again.
         """
+        return self.using(item, lambda entry: entry.read(box))
+
+    def using(self, item: Item, use: Callable[[Entry], Made]) -> Made:
+        """What `use` makes of a stored case; the case is made again, and used once more, where it is damaged or gone.
+
+        Raises:
+            MedunetError: it cannot be made again.
+        """
         entry = self.entry(item)
         try:
-            return entry.read(box)
+            return use(entry)
         except (DamagedEntryError, FileNotFoundError) as error:
-            return self._make_again(item, error).read(box)
+            return use(self._make_again(item, error))
+
+    def require(self, items: Sequence[Item]) -> None:
+        """Refuse cases whose files are not there; none is read.
+
+        Raises:
+            InputError: the first file that is missing.
+        """
+        for path in (Source.parse(source).path for item in items for source in _sources(item)):
+            if not path.exists():
+                raise missing(path)
 
     # ---- keys
 

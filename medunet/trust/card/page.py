@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medunet.trust.card import claim
+from medunet.trust.card.recipe import recipe_rows
 
 METRICS = {
     "dice": ("Dice", 3),
@@ -24,16 +25,6 @@ METRICS = {
 }
 """Metrics of ``scores.json`` in the order of the card, with their digits."""
 
-_RECIPE = (
-    ("optimiser", "optimizer"),
-    ("loss", "loss"),
-    ("learning rate, highest", "highest_rate"),
-    ("learning rate, at the end", "last_rate"),
-    ("decay of the learning rate", "decay"),
-    ("weight decay", "weight_decay"),
-    ("weights averaged over, of the run", "average_share"),
-    ("precision", "precision"),
-)
 _MAIN = ("dice", "hd95_mm", "nsd")
 NOT_AVAILABLE = "not available"
 
@@ -189,23 +180,14 @@ def _training(facts: Mapping[str, Any]) -> str:
 
 def _recipes(folds: Sequence[Mapping[str, Any]]) -> str:
     """What each run trained with, which may be other than what the config and the plan say."""
-    told = [fold for fold in folds if fold.get("training", {}).get("recipe")]
-    if not told:
+    names, rows = recipe_rows(folds)
+    if not names:
         return "\n\nWhat a run was given instead of these is not recorded." if folds else ""
-    runs = [fold["training"]["recipe"] for fold in told]
-    rows = [(label, *(number(run.get(key)) for run in runs)) for label, key in _RECIPE]
-    rows += [("unusual chances of augmentation", *(_chances(run.get("augmentation")) for run in runs))]
+    shown = [(what, *(number(value) for value in values)) for what, *values in rows]
     return (
         "\n\nWhat the runs trained with, as their logs tell; what this does not name is as in `configs/train.yaml`,\n"
-        "unless a run was given another value:\n\n" + table(("what", *(f"fold {fold['fold']}" for fold in told)), rows)
+        "unless a run was given another value:\n\n" + table(("what", *names), shown)
     )
-
-
-def _chances(changed: Any) -> str:
-    """``elastic 0.2, zoom 0.35``."""
-    if not isinstance(changed, Mapping):
-        return NOT_AVAILABLE
-    return ", ".join(f"{kind} {number(chance)}" for kind, chance in changed.items()) or "none"
 
 
 def _shipped_fold(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:

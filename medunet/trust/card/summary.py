@@ -6,6 +6,7 @@ The packer writes them to ``docs/scores.json`` and ``docs/data.json``; the model
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.errors import InputError
+from medunet.trust.card.recipe import recipes_in
 
 FEWEST = 3
 """Cases below which a range or a mean volume would describe a person."""
@@ -112,13 +114,13 @@ def _training(log: Path, best: Any) -> dict[str, Any]:
     steps = [row for row in rows if isinstance(row, dict) and row.get("event") == "train"]
     if steps:
         facts |= {key: steps[-1][key] for key in ("step", "epoch") if key in steps[-1]}
-    recipes = [row["recipe"] for row in rows if isinstance(row, dict) and isinstance(row.get("recipe"), dict)]
-    if recipes:
-        rates = [row["lr"] for row in steps if isinstance(row.get("lr"), int | float)]
-        facts["recipe"] = recipes[-1] | ({"highest_rate": max(rates), "last_rate": rates[-1]} if rates else {})
-    times = [row["time"] for row in rows if isinstance(row, dict) and "time" in row]
-    if times:
-        facts["minutes"] = round(max(times) / 60, 2)
+    *earlier, recipe = recipes_in(rows) or [{}]
+    if recipe:
+        facts |= {"recipe": recipe, "earlier_recipes": earlier} if earlier else {"recipe": recipe}
+    times = [row["time"] for row in rows if isinstance(row, dict) and isinstance(row.get("time"), int | float)]
+    if times:  # they begin anew with each call that goes on with the run
+        ends = [time for time, after in itertools.pairwise([*times, 0.0]) if after < time]
+        facts["minutes"] = round(sum(ends) / 60, 2)
     if isinstance(best, Mapping):
         facts["best"] = {key: best[key] for key in ("dice", "step") if key in best}
     return facts
