@@ -184,14 +184,14 @@ def test_networks_without_padding_are_compared_with_the_middle_of_the_label() ->
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda p: p.stem)
-def test_overlays_train(planned_bundle: Path, overlay: Path) -> None:
+def test_overlays_train(planned_bundle: Path, overlay: Path, tmp_path: Path) -> None:
     """Each overlay over a bundle's training: a patch as it leaves the augmentation, through network and loss."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config([str(planned_bundle / "configs" / "train.yaml"), str(overlay)])
     parser.read_meta(str(planned_bundle / "configs" / "metadata.json"))
-    parser["bundle_root"], parser["device::name"] = str(planned_bundle), "cpu"
+    parser["bundle_root"], parser["device::name"], parser["store"] = str(planned_bundle), "cpu", str(tmp_path)
     item = parser.get_parsed_content("train::dataset")[0]
     loss, network = parser.get_parsed_content("loss"), parser.get_parsed_content("network").train()
     weighted = isinstance(loss, WeightedCE)
