@@ -333,7 +333,7 @@ def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
         ("seed", "hello", "in the file it is 0: give a number"),
         ("quiet", "maybe", "in the file it is false: give true or false"),
         ("plan::batch_size", 1, "the plan is changed with medunet plan ... --set"),
-        ("fold", 9, "fold 9 is not one; give 0 to 4"),
+        ("fold", 9, "fold is 9; give 0 to 4"),
         ("validate::inferer::mirror_axes", [5], "mirror_axes is [5]; give spatial axes, some of [0, 1, 2]"),
     ],
 )

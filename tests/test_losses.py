@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -159,6 +160,29 @@ def test_formulas() -> None:
     assert float(DiceFocal(2, dice_weight=0.0)(logits, label)) == pytest.approx(float(focal), abs=1e-5)
     ones = torch.cat((label, torch.ones_like(label)), 1)
     assert float(WeightedCE(2)(logits, ones)) == pytest.approx(float(entropy.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["classes", "regions"])
+@pytest.mark.parametrize("empty", [False, True], ids=["", "empty"])
+def test_overlaps_are_those_of_monai(masks: bool, empty: bool) -> None:
+    """The sums are ours, since several processes share them; values and slopes are the library's."""
+    torch.manual_seed(3)
+    reading = {"sigmoid": masks, "softmax": not masks, "to_onehot_y": not masks, "include_background": masks}
+    label = torch.randint(0, 2, (2, 3, 6, 6, 6)) if masks else torch.randint(0, 3, (2, 1, 6, 6, 6))
+    label = (0 if empty else 1) * label.float()
+    pairs = [
+        (DiceCE(3, ce_weight=0.0), DiceLoss(batch=True, **reading)),
+        (Jaccard(3), DiceLoss(batch=True, jaccard=True, **reading)),
+        (Tversky(3, 0.3, 0.7), TverskyLoss(batch=True, alpha=0.3, beta=0.7, **reading)),
+        (GeneralizedDice(3), GeneralizedDiceLoss(batch=True, **{**reading, "include_background": True})),
+    ]
+    for ours, theirs in pairs:
+        logits = [torch.randn(2, 3, 6, 6, 6, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
+        values = [loss(x.requires_grad_(), label) for loss, x in zip((ours, theirs), logits, strict=True)]
+        for value in values:
+            value.backward()
+        assert float(values[0].detach()) == pytest.approx(float(values[1].detach()), rel=1e-6), ours
+        assert torch.allclose(logits[0].grad, logits[1].grad, rtol=1e-4, atol=1e-8), ours
 
 
 def test_weights_move_the_slope_to_where_they_are() -> None:

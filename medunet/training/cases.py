@@ -57,7 +57,7 @@ class FoldCases(Sequence[dict[str, Any]]):
         if part not in ("training", "validation", "test"):
             raise BundleError(f"part '{part}' is not known; give training, validation or test")
         if fold not in range(FOLDS):
-            raise BundleError(f"fold {fold} is not one; give 0 to {FOLDS - 1}")
+            raise BundleError(f"fold is {fold}; give 0 to {FOLDS - 1}")
         self.bundle_root, self.dataset_dir, self.fold, self.part = bundle_root, dataset_dir, int(fold), part
 
     @cached_property

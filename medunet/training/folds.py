@@ -164,10 +164,11 @@ def cross_validation(bundle: Path) -> Path | None:
 
 
 def _placed(content: dict[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of a fold, with the files of its cases where they are now."""
+    """Scores of a fold, with the files of its cases where they are now; a case that is listed no more keeps its own."""
     for case in content["cases"]:
-        images, reference = files[case["id"]]["image"], files[case["id"]]["label"]
-        case |= {"image": images if isinstance(images, list) else [images], "reference": reference}
+        if (now := files.get(case["id"])) is not None:
+            images = now["image"]
+            case |= {"image": images if isinstance(images, list) else [images], "reference": now["label"]}
     return content
 
 

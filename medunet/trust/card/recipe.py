@@ -24,25 +24,22 @@ def recipes_in(rows: Sequence[Any]) -> list[dict[str, Any]]:
     All but the first have ``after_step``.
     """
     recipes: list[dict[str, Any]] = []
-    begins, step = [0], 0
-    ahead: dict[str, Any] | None = None  # said when a call began, true when it made a step
+    ahead: dict[str, Any] = {}  # said when a call began, true when it made a step
+    step = 0
     for row in rows:
         if not isinstance(row, dict):
             continue
         if isinstance(row.get("recipe"), dict):
             ahead = row["recipe"]
-        elif row.get("event") == "train" and ahead is not None:
-            if not recipes or any(recipes[-1].get(key) != value for key, value in ahead.items()):
-                begins = [*begins[: len(recipes)], step]
+        elif row.get("event") == "train":
+            last = recipes[-1] if recipes else {}
+            if ahead and (not last or any(key in last and last[key] != value for key, value in ahead.items())):
                 recipes.append(ahead | ({"after_step": step} if recipes else {}))
-            ahead = None
-        step = row.get("step", step) if row.get("event") == "train" else step
-    rates = [(row.get("step", 0), row["lr"]) for row in rows if isinstance(row, dict) and _is_number(row.get("lr"))]
-    for number, recipe in enumerate(recipes):
-        end = begins[number + 1] if number + 1 < len(begins) else step
-        own = [rate for at, rate in rates if begins[number] < at <= end]
-        recipe |= {"highest_rate": max(own), "last_rate": own[-1]} if own else {}
-    return recipes or ([] if ahead is None else [ahead])
+            rate = row.get("lr")
+            if recipes and isinstance(rate, int | float):
+                recipes[-1] |= {"highest_rate": max(rate, recipes[-1].get("highest_rate", rate)), "last_rate": rate}
+            step = row.get("step", step)
+    return recipes or ([ahead] if ahead else [])
 
 
 def recipe_rows(folds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -64,7 +61,3 @@ def _chances(changed: Any) -> str | None:
     if not isinstance(changed, Mapping):
         return None
     return ", ".join(f"{kind} {chance:g}" for kind, chance in changed.items()) or "none"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
