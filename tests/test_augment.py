@@ -455,6 +455,20 @@ def test_low_resolution_is_nearest_down_and_linear_up(patch: tuple[int, ...], fa
     assert torch.equal(out[0], image[0])
 
 
+@pytest.mark.parametrize(("spacing", "kept"), [((1.0, 1.0, 5.0), (2,)), ((1.0, 1.0, 1.0), ())])
+def test_low_resolution_takes_no_slice_away(spacing: tuple[float, ...], kept: tuple[int, ...]) -> None:
+    """As nnU-Net's ignores the axis that its "dummy 2D" augmentation keeps."""
+    none = dict.fromkeys(ALWAYS, 0.0)
+    chances = {**none, "low_resolution": 1.0, "low_resolution_channel": 1.0}
+    made = Augmentation((20, 20, 20), 1, spacing=spacing, probabilities=chances, ranges={"low_resolution": (0.5, 0.5)})
+    draw = made.draw(np.random.default_rng(0))
+    assert draw.full_resolution == kept
+    slices = (torch.arange(20) % 2).float().expand(1, 20, 20, 20).contiguous()
+    out, _ = made.apply(draw, slices.clone(), torch.zeros(1, 20, 20, 20, dtype=torch.uint8))
+    assert torch.equal(out, slices) == bool(kept)
+    assert Draw.from_json(draw.as_json()) == draw
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([0.0, -3.25, 1e-20, 1e6]))
 def test_constant_images_survive(seed: int, value: float) -> None:

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from medunet.data.phantom import make_phantom
 from medunet.data.resampling import Resampling
 from medunet.data.transforms import Frame, LoadVolumed, Preprocess, scale_of, to_classes
 from medunet.data.volume import read_volume, write_image, write_label
-from medunet.errors import BundleError, InputError, NetworkError, ResourceError, root_cause
+from medunet.errors import BundleError, GeometryError, InputError, NetworkError, ResourceError, root_cause
 from medunet.inference import FolderInputs, WindowInferer, pick_device, windows
 from medunet.inference.accumulator import Accumulator
 from medunet.inference.compare import compare_grid, compare_intensity
@@ -440,6 +441,53 @@ def test_statistics_of_large_images_are_close_to_those_of_all_voxels() -> None:
     assert abs(scale.high - high) <= 10
     assert np.isclose(scale.mean, clipped.mean())
     assert np.isclose(scale.std, clipped.std())
+
+
+def test_a_few_bright_voxels_are_not_clipped_away() -> None:
+    """Spots in an empty field: percentiles 0.5 and 99.5 are both background."""
+    values = np.zeros((40, 40, 40), np.int16)
+    values[10, 10, 5:35] = np.arange(100, 130)
+    scale = scale_of(values, {"scheme": "zscore"})
+    assert (scale.low, scale.high) == (0, 129)
+    assert np.isclose(scale.mean, values.mean())
+    assert np.isclose(scale.std, values.std())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.uint32])
+def test_a_value_that_is_not_declared_is_refused(tmp_path: Path, kind: type) -> None:
+    image, label = make_phantom(4, (12, 12, 12), (2.0, 2.0, 2.0))
+    write_image(tmp_path / "i.nii.gz", image.array[0], image.grid)
+    drawn = label.array[0].astype(kind)
+    drawn[0, 0, 0] = 77
+    nib.save(nib.Nifti1Image(drawn, image.grid.affine), tmp_path / "l.nii.gz")
+    frame = Frame("RAS", (2.0, 2.0, 2.0), [{"scheme": "none"}])
+    values = sorted(set(np.unique(drawn).tolist()) - {77})
+    preprocess = Preprocess(frame, {f"c{v}": v for v in values})
+    with pytest.raises(InputError, match=r"l\.nii\.gz: label value 77 is not declared \(c0=0, .*correct the label"):
+        preprocess({"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")})
+
+
+@pytest.mark.parametrize("change", ["cropped", "moved", "turned"])
+def test_a_label_that_does_not_lie_on_its_image_is_refused(tmp_path: Path, change: str) -> None:
+    """One that was saved again after the plan looked at it, or of a test case that no plan looks at."""
+    image, label = make_phantom(4, (12, 12, 12), (2.0, 2.0, 2.0))
+    write_image(tmp_path / "i.nii.gz", image.array[0], image.grid)
+    array, affine = label.array[0], np.array(image.grid.affine)
+    if change == "cropped":
+        array = array[2:, 2:, 2:]
+        affine[:3, 3] += affine[:3, :3] @ [2, 2, 2]
+    elif change == "moved":
+        affine[:3, 3] += 500
+    else:
+        array, affine = array[::-1, ::-1], affine @ np.diag([-1, -1, 1, 1])
+        affine[:3, 3] += image.grid.affine[:3, :3] @ [11, 11, 0]
+    write_label(tmp_path / "l.nii.gz", array, Grid(array.shape, affine))
+    item = {"image": str(tmp_path / "i.nii.gz"), "label": str(tmp_path / "l.nii.gz")}
+    frame = Frame("RAS", (2.0, 2.0, 2.0), [{"scheme": "none"}])
+    words = r"l\.nii\.gz: label grid \(.*\) differs from image \(12, 12, 12\).*; resample the label or remove the case"
+    for transform in (LoadVolumed(("image", "label")), Preprocess(frame, {"background": 0, "a": 1})):
+        with pytest.raises(GeometryError, match=words):
+            transform(item)
 
 
 def test_stored_values_become_classes() -> None:

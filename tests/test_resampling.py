@@ -110,6 +110,50 @@ def test_a_sheared_affine_is_sampled_at_its_true_places() -> None:
     assert torch.allclose(inside, resampling.whole(source)[:, 2:7, 0:4, 1:3], atol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(native_grids(), orientations(), spacings, st.tuples(*[st.floats(-0.5, 0.5)] * 3))
+def test_a_sheared_volume_lies_inside_its_network_grid(
+    native: Grid, orientation: str, spacing: tuple[float, ...], shear: tuple[float, float, float]
+) -> None:
+    """Gantry tilt, or a registration's sform: no voxel is lost, and the axes are at right angles."""
+    lean = np.array([[1, *shear[:2]], [0, 1, shear[2]], [0, 0, 1]])
+    affine = np.array(native.affine)
+    affine[:3, :3] = affine[:3, :3] @ lean
+    sheared = Grid(native.shape, affine)
+    target = network_grid(sheared, orientation, spacing)
+    places = target.to_voxel(sheared.corners())
+    assert places.min() > -1 - 1e-6
+    assert (places.max(0) < np.array(target.shape) + 1e-6).all()
+    straight = Grid(native.shape, native.affine)
+    moved = np.abs(straight.to_voxel(sheared.corners()) - straight.to_voxel(straight.corners())).max()
+    if moved > 1 + 1e-6:
+        unit = target.affine[:3, :3] / target.spacing
+        assert np.allclose(unit.T @ unit, np.eye(3), atol=1e-9)
+        assert np.allclose(target.spacing, spacing)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 5.0), (1.0, 1.0, 2.5)])
+def test_a_tilted_stack_comes_back_to_its_file(spacing: tuple[float, ...]) -> None:
+    """20 degrees over 40 slices move the last one by 73 voxels."""
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[1, 2] = 5 * np.tan(np.radians(20))
+    native = Grid((30, 40, 40), affine)
+    labels = torch.zeros((1, *native.shape), dtype=torch.uint8)
+    labels[:, 8:22, 10:30, 4:36] = 1
+    seen = Resampling(native, network_grid(native, "RAS", spacing))
+    again = Resampling(seen.target, native).whole(seen.whole(labels, nearest=True), nearest=True)
+    assert not seen.aligned
+    assert 2 * int((again * labels).sum()) / int(again.sum() + labels.sum()) > 0.97
+
+
+def test_a_shear_within_half_a_voxel_keeps_the_voxels() -> None:
+    """Direction cosines of few digits are none."""
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[0, 2] = 0.01
+    native = Grid((30, 40, 40), affine)
+    assert network_grid(native, "RAS", (1.0, 1.0, 5.0)) == native
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32])
 def test_labels_keep_their_values_and_type(kind: type) -> None:
     native = Grid((4, 5, 6), np.diag([-1.0, 1.0, 2.0, 1.0]))

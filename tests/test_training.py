@@ -723,6 +723,21 @@ def test_a_label_that_changed_since_the_plan_is_examined_again(
         verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", "dataset_dir": str(data)})
 
 
+def test_a_held_out_label_that_changed_since_the_plan_is_refused(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    """It would be scored with the new value as background."""
+    bundle, data = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, phantom_dataset))
+    label = Path(FoldCases(str(bundle), str(data), 0, "validation")[0]["label"])
+    volume = read_label(label)
+    volume.array[0, 0, 0, 0] = 9
+    write_label(label, volume.array[0], volume.grid)
+    words = r"label value 9 is not declared \(background=0, .*\); declare it \(medunet plan\) or correct the label"
+    values = {"quiet": True, "device::name": "cpu", "dataset_dir": str(data), "train::trainer::max_epochs": 1}
+    with pytest.raises(InputError, match=f"{label.name}: {words}"):
+        verbs.train(bundle, 0, values)
+
+
 def test_a_store_that_is_deleted_while_a_run_trains_is_made_again(planned_bundle: Path, tmp_path: Path) -> None:
     """The steps draw what they would have drawn."""
     whole, emptied = (Path(shutil.copytree(planned_bundle, tmp_path / name)) for name in ("whole", "emptied"))
@@ -811,6 +826,19 @@ def test_a_loss_that_is_not_finite_says_what_to_change(planned_bundle: Path, tmp
 def test_a_vanished_dataset_says_how_to_give_its_new_place(planned_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="dataset folder is missing; give its new place with --set dataset_dir=PATH"):
         verbs.train(planned_bundle, 0, {"quiet": True, "dataset_dir": str(tmp_path / "gone"), "device::name": "cpu"})
+
+
+def test_channels_of_another_bundle_that_are_others_are_told(
+    planned_bundle: Path, trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, other = Path(shutil.copytree(planned_bundle, tmp_path / "b")), tmp_path / "other"
+    path = shutil.copytree(trained_bundle, other) / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    (own,) = content["plan"]["channels"]
+    path.write_text(json.dumps({**content, "plan": {**content["plan"], "channels": ["FLAIR"]}}))
+    verbs.train(bundle, 0, {"device::name": "cpu", "init": str(other), "train::trainer::max_epochs": 1})
+    told = f"its weights were trained on the channels FLAIR in this order, this plan's are {own}; where they do not"
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_weights_of_another_bundle_are_taken_over_as_far_as_they_fit(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medunet.data.directions import orientation_doubt
-from medunet.data.grid import Grid
+from medunet.data.grid import label_differs
 from medunet.data.index import Case, Finding, Index
 from medunet.data.labelling import IGNORE, Declared, in_words, stored_values
 from medunet.data.volume import Volume, aligned, read_case, read_label
@@ -136,16 +136,8 @@ def _problem(index: Index, image: Volume, label: Volume, classes: Iterable[int])
     if not np.isfinite(image.array).all():
         count = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
         return "not finite", f"image has {count} NaN or infinite voxels; replace them or remove the case"
-    if image.grid.shape != label.grid.shape:
-        return "grid", (
-            f"label grid {label.grid.shape} differs from image {image.grid.shape}; "
-            f"resample the label or remove the case"
-        )
-    if not _grids_agree(image.grid, label.grid):
-        return "grid", (
-            f"label grid {label.grid.describe()} differs from image {image.grid.describe()}; "
-            f"resample the label or remove the case"
-        )
+    if words := label_differs(image.grid, label.grid):
+        return "grid", f"{words}; resample the label or remove the case"
     if set(classes) == {index.ignore}:
         return "not annotated", (
             f"label map has no annotated voxel (all have value {index.ignore}, '{IGNORE}'); "
@@ -157,10 +149,6 @@ def _problem(index: Index, image: Volume, label: Volume, classes: Iterable[int])
         declared = in_words(Declared(index.labels, index.regions, index.ignore))
         return "label value", f"label value {unknown[0]} is not declared ({declared}); declare it or correct the label"
     return None
-
-
-def _grids_agree(image: Grid, label: Grid) -> bool:
-    return image.agrees_with(label, tolerance=0.1)
 
 
 def _class_voxels(label: IntArray) -> dict[int, int]:

@@ -17,6 +17,7 @@ from medunet.types import Affine, FloatArray, Shape, Spacing
 
 _POSITIVE = "RAS"
 _NEGATIVE = "LPI"
+_LABEL_TOLERANCE = 0.1  # voxels that a label map may lie beside its image
 _FLAT = 1e-9  # of unit edges: three voxel axes that span less are in one plane, however small the voxels are
 
 
@@ -135,3 +136,12 @@ class Grid:
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+
+def label_differs(image: Grid, label: Grid) -> str:
+    """How a label map's grid differs from its image's; empty where it does not."""
+    if image.shape != label.shape:
+        return f"label grid {label.shape} differs from image {image.shape}"
+    if not image.agrees_with(label, _LABEL_TOLERANCE):
+        return f"label grid {label.describe()} differs from image {image.describe()}"
+    return ""

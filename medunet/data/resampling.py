@@ -21,6 +21,7 @@ from medunet.types import FloatArray, IntArray
 _SAME_SPACING = 1e-3  # relative; closer than what scanners write, farther than float32 affines
 _ON_A_VOXEL = 1e-3  # voxels; positions this close to a source voxel take its value
 _SKEW = 1e-4  # of a voxel per voxel; more is not aligned with the source's axes
+_STRAIGHT = 0.5  # voxels; a shear that moves no corner further is none
 
 Box = tuple[tuple[int, int], ...]
 """First and last-plus-one voxel per axis."""
@@ -30,7 +31,8 @@ def network_grid(native: Grid, orientation: str, spacing: Sequence[float]) -> Gr
     """The grid that a network sees: `native` with its axes ordered as `orientation` and `spacing` mm per axis.
 
     The first voxel stays at its place; sizes are rounded as MONAI's Spacing does ("option 1" of
-    `compute_shape_offset`). An axis whose spacing differs by less than 0.1% keeps its voxels.
+    `compute_shape_offset`). An axis whose spacing differs by less than 0.1% keeps its voxels. Where axes are not at
+    right angles (gantry tilt, a sheared sform), the result's are, and it encloses all of `native`.
 
     Raises:
         GeometryError: an affine whose axes cannot be told apart.
@@ -42,13 +44,33 @@ def network_grid(native: Grid, orientation: str, spacing: Sequence[float]) -> Gr
     origin = affine[:3, 3] + sum(native.affine[:3, a] * n for a, n, s in zip(order, last, signs, strict=True) if s < 0)
     own = np.linalg.norm(columns, axis=0)
     wanted = np.array([float(s) for s in spacing])
+    upright = _upright(columns)
+    if _leans(columns, upright * own, last):
+        return _enclosing(native, upright, wanted)
     wanted = np.where(np.abs(own - wanted) <= _SAME_SPACING * wanted, own, wanted)
     if not np.array_equal(own, wanted):
-        columns = _upright(columns) * wanted
+        columns = upright * wanted
     shape = [int(np.round(n * o / w)) + 1 for n, o, w in zip(last, own, wanted, strict=True)]
-    result = np.eye(4)
-    result[:3, :3], result[:3, 3] = columns, origin
-    return Grid(tuple(shape), result)
+    return _grid(shape, columns, origin)
+
+
+def _leans(columns: FloatArray, upright: FloatArray, last: IntArray) -> bool:
+    """Whether axes at right angles would bring a corner to another voxel."""
+    off = np.linalg.solve(upright, (columns - upright) * last)
+    return bool(np.maximum(off.clip(0).sum(axis=1), -off.clip(max=0).sum(axis=1)).max() > _STRAIGHT)
+
+
+def _enclosing(native: Grid, upright: FloatArray, spacing: FloatArray) -> Grid:
+    """The grid along the unit vectors `upright` that holds every voxel of `native`."""
+    places = native.corners() @ upright
+    low = places.min(axis=0)
+    return _grid(np.round((places.max(axis=0) - low) / spacing).astype(int) + 1, upright * spacing, upright @ low)
+
+
+def _grid(shape: Sequence[int] | IntArray, columns: FloatArray, origin: FloatArray) -> Grid:
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = columns, origin
+    return Grid(tuple(int(n) for n in shape), affine)
 
 
 def _to_orientation(native: Grid, orientation: str) -> tuple[list[int], FloatArray]:

@@ -16,17 +16,17 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from medunet.data.grid import Grid
+from medunet.data.grid import Grid, label_differs
 from medunet.data.labelling import Declared, in_words, stored_values
 from medunet.data.reader import STATED, VolumeReader, sources_of
 from medunet.data.resampling import Box, Resampling, network_grid
 from medunet.data.spill import slabs
-from medunet.errors import InputError
+from medunet.errors import GeometryError, InputError
 from medunet.types import AnyArray
 
 Item = dict[Hashable, Any]
 _MOST_SAMPLED = 1_000_000  # voxels that percentiles are taken of
-_PREPROCESSING = 1
+_PREPROCESSING = 2
 """One more with every change to what `Preprocess` makes of a case: stored cases of before are made again."""
 
 
@@ -159,6 +159,7 @@ class LoadVolumed(MapTransform):
     picture that does not say how large its pixels are, and as large as ``image``, it lies on the image's grid.
 
     Raises:
+        GeometryError: (at call) the label's grid is not the image's.
         InputError: (at call) a file that cannot be read, or voxels that are not finite.
     """
 
@@ -175,6 +176,8 @@ class LoadVolumed(MapTransform):
             item[key] = MetaTensor(torch.from_numpy(forward), meta=meta)
         if {"image", "label"} <= set(self.keys):
             _align(item["label"], item["image"])
+            if words := label_differs(grid_of(item["image"]), grid_of(item["label"])):
+                raise GeometryError(f"{sources_of(item['label'])[0]}: {words}; resample the label or remove the case")
         return item
 
 
@@ -204,7 +207,7 @@ class Preprocess(MapTransform):
     ) -> None:
         super().__init__(("image", "label"))
         self.frame, self.values, self.ignore = frame, stored_values(labels, regions or {}), ignore
-        self.labels, self.regions = dict(labels), {name: list(values) for name, values in (regions or {}).items()}
+        self.declared = Declared(dict(labels), {name: list(values) for name, values in (regions or {}).items()}, ignore)
         self.members = [[self.values.index(value) for value in values] for values in (regions or {}).values()]
         self._load = LoadVolumed(self.keys)
 
@@ -239,20 +242,10 @@ class Preprocess(MapTransform):
         image, label = self.frame.see(item["image"]), item["label"]
         item["image"] = on_grid(image.whole(), item["image"], image.grid)
         classes = to_classes(label.as_tensor(), self.values, self.ignore)
-        self._require_declared(label, classes)
+        require_declared(label.numpy(), self.declared, sources_of(label)[0])
         placed = Resampling(grid_of(label), image.grid).whole(classes, nearest=True).contiguous()
         item["label"] = on_grid(placed, label, image.grid)
         return item
-
-    def _require_declared(self, label: MetaTensor, classes: Tensor) -> None:
-        """Refuse a label that was given another value since the plan: its voxels would be trained on as background."""
-        others = label.as_tensor()[(classes == 0) & (label.as_tensor() != self.values[0])]
-        if len(others):
-            declared = in_words(Declared(self.labels, self.regions, self.ignore))
-            raise InputError(
-                f"{sources_of(label)[0]}: label value {float(others.min()):g} is not declared ({declared}); declare it "
-                f"(medunet plan) or correct the label"
-            )
 
 
 def _all_of(grid: Grid) -> Box:
@@ -280,6 +273,21 @@ def _align(label: MetaTensor, image: MetaTensor) -> None:
         label.affine = image.affine
 
 
+def require_declared(label: AnyArray, known: Declared, where: str) -> None:
+    """Refuse a label map that was given another value since the plan: its voxels would pass for background.
+
+    Raises:
+        InputError: with the value and what is declared.
+    """
+    values = [*stored_values(known.labels, known.regions), *([] if known.ignore is None else [known.ignore])]
+    others = label[~np.isin(label, values)]
+    if len(others):
+        raise InputError(
+            f"{where}: label value {float(others.min()):g} is not declared ({in_words(known)}); declare it "
+            f"(medunet plan) or correct the label"
+        )
+
+
 def without_voxels(image: MetaTensor) -> MetaTensor:
     """What is known of an image, without the memory of its voxels."""
     return MetaTensor(torch.zeros(1).expand(image.shape), affine=image.affine, meta=_meta(image))
@@ -290,13 +298,16 @@ def scale_of(channel: AnyArray, scheme: Mapping[str, Any]) -> Scale | None:
 
     ``ct``: clip to [low, high], subtract mean, divide by std (of the training foreground).
     ``zscore``: clip to the image's percentiles 0.5 and 99.5, then zero mean and unit deviation of this image, all of
-    the voxels as they are stored. A constant channel becomes zero.
+    the voxels as they are stored. Where nearly all voxels are equal, so that those percentiles are, nothing is clipped;
+    a constant channel becomes zero.
     """
     if scheme["scheme"] == "ct":
         return Scale(*(float(scheme[key]) for key in ("low", "high", "mean", "std")))
     if scheme["scheme"] == "none":
         return None
     low, high = percentiles(channel)
+    if low == high:
+        low, high = float(channel.min()), float(channel.max())
     mean, std = _moments(channel, low, high)
     return Scale(low, high, mean, max(std, 1e-6 * max(abs(mean), 1e-30)))
 

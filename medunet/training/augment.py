@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medunet.errors import GeometryError, PlanError
-from medunet.training.deform import Warp, free_axes, resample
+from medunet.training.deform import Warp, free_axes, kept_axes, resample
 from medunet.training.draws import Draw, Elastic, Noise
 from medunet.training.intensity import change
 
@@ -84,7 +84,7 @@ class Augmentation:
         self.chance: dict[str, float] = _merged("chance", PROBABILITIES, probabilities)
         self.range: dict[str, tuple[float, float]] = _merged("range", RANGES, ranges)
         self._check(dims)
-        self.free = free_axes(self.patch, self.spacing)
+        self.free, self.kept = free_axes(self.patch, self.spacing), kept_axes(self.patch, self.spacing)
 
     def _check(self, dims: int) -> None:
         if dims not in (2, 3) or min(self.patch) < 1 or self.channels < 1:
@@ -124,6 +124,7 @@ class Augmentation:
             brightness=self._balanced(generator, "brightness") if hit["brightness"] else (),
             contrast=self._balanced(generator, "contrast") if hit["contrast"] else (),
             low_resolution=self._low_resolution(generator) if hit["low_resolution"] else (),
+            full_resolution=self.kept if hit["low_resolution"] else (),
             gamma_inverted=self._balanced(generator, "gamma") if hit["gamma_inverted"] else (),
             gamma=self._balanced(generator, "gamma") if hit["gamma"] else (),
         )

@@ -32,10 +32,16 @@ def free_axes(patch: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]
     less than a third of the voxels of the longest axis, as nnU-Net's "dummy 2D" augmentation: slices are not smeared.
     Nothing is free when fewer than two axes are left.
     """
+    kept = kept_axes(patch, spacing)
+    free = tuple(axis for axis in range(len(patch)) if axis not in kept)
+    return free if len(free) > 1 else ()
+
+
+def kept_axes(patch: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+    """The axes along which voxels are few or far apart: see `free_axes`."""
     coarse = {axis for axis, s in enumerate(spacing) if s / min(spacing) > _COARSE}
     flat = {axis for axis, n in enumerate(patch) if n == 1 or (len(patch) == 3 and max(patch) / n > _COARSE)}
-    free = tuple(axis for axis in range(len(patch)) if axis not in coarse | flat)
-    return free if len(free) > 1 else ()
+    return tuple(sorted(coarse | flat))
 
 
 def rotation_matrix(angles: Sequence[float]) -> FloatArray:

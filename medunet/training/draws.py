@@ -54,6 +54,8 @@ class Draw:
     contrast: tuple[float, ...] = ()
     low_resolution: tuple[float, ...] = ()
     """Voxels kept per axis, as a fraction; 1 for a channel left alone."""
+    full_resolution: tuple[int, ...] = ()
+    """Spatial axes that keep all of them."""
     gamma_inverted: tuple[float, ...] = ()
     gamma: tuple[float, ...] = ()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class InitialWeights:
     Args:
         bundle: folder of the other bundle; null or empty: begin at random. Not the one that is trained.
         labels: this plan's labels, in the order of the outputs; regions have no output for the first, the background.
+        channels: this plan's channels; it is told where the other bundle's have other names or another order.
 
     Raises:
         BundleError: it is the bundle that is trained; (when the run starts) it has no weights, or none of them fits.
@@ -44,8 +45,10 @@ class InitialWeights:
         labels: Mapping[str, int],
         bundle: str | None = None,
         resume: bool = False,
+        channels: Sequence[str] = (),
     ) -> None:
         self.network, self.average, self.log, self.labels = network, average, log, list(labels)
+        self.channels = list(channels)
         self.folder = Path(bundle) if bundle and not resume else None
         self.passed_over = bundle if resume else None
         if self.folder is not None and self.folder.is_file():
@@ -69,13 +72,20 @@ class InitialWeights:
         members = members_in(other)
         if members:
             other = member_of(other, 0)
-        taken = merged(own, other, self.labels, _labels_of(self.folder))
+        plan = _plan_of(self.folder)
+        taken = merged(own, other, self.labels, list(plan["labels"]))
         if not taken:
             raise BundleError(f"{self.folder / MODEL}: no tensor fits this plan's network; plan with the same network")
         for network in (plain(self.network), self.average):
             network.load_state_dict({**own, **{name: values for name, (values, _) in taken.items()}})
         source = f"the first of the {members} networks of {self.folder}" if members else str(self.folder)
         self.log.say(_told(source, own, taken))
+        theirs = list(plan["channels"])
+        if self.channels and theirs != self.channels:
+            self.log.say(
+                f"its weights were trained on the channels {', '.join(theirs)} in this order, this plan's are "
+                f"{', '.join(self.channels)}; where they do not mean the same, begin without --init"
+            )
 
 
 Taken = dict[str, tuple[Tensor, str]]
@@ -108,14 +118,14 @@ def _outputs(name: str, values: Tensor, labels: list[str]) -> list[str]:
     return labels[spare:] if name.startswith(_OUTPUTS) and spare in (0, 1) else []
 
 
-def _labels_of(folder: Path) -> list[str]:
+def _plan_of(folder: Path) -> dict[str, Any]:
     path = folder / "configs" / "metadata.json"
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return list(content["plan"]["labels"])
+        return {key: list(content["plan"][key]) for key in ("labels", "channels")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{path}: does not tell the labels of its weights ({error}); give a medunet bundle"
+            f"{path}: does not tell the labels and channels of its weights ({error}); give a medunet bundle"
         ) from error
 
 

@@ -7,7 +7,7 @@ on the number of threads. A constant channel stays constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def change(draw: Draw, image: Tensor) -> None:
         if draw.contrast:
             stretch(channel, draw.contrast[number])
         if draw.low_resolution:
-            coarsen(channel, draw.low_resolution[number])
+            coarsen(channel, draw.low_resolution[number], draw.full_resolution)
         if draw.gamma_inverted:
             bend(channel, draw.gamma_inverted[number], inverted=True)
         if draw.gamma:
@@ -100,12 +100,15 @@ def _blur_axis(channel: Tensor, axis: int, weights: list[float]) -> None:
             target.add_(views[radius - r][part] + views[radius + r][part], alpha=weights[r] / total)
 
 
-def coarsen(channel: Tensor, factor: float) -> None:
-    """Keep the nearest voxel of a grid with `factor` as many voxels per axis, and interpolate linearly between them."""
+def coarsen(channel: Tensor, factor: float, whole: Sequence[int] = ()) -> None:
+    """Keep the nearest voxel of a grid with `factor` as many voxels per axis, and interpolate linearly between them.
+
+    The axes `whole` keep all of theirs.
+    """
     small = channel
     ways: list[tuple[Tensor, Tensor, Tensor] | None] = []
     for axis, count in enumerate(channel.shape):
-        kept = max(1, round(count * factor))
+        kept = count if axis in whole else max(1, round(count * factor))
         if kept == count:
             ways.append(None)
             continue

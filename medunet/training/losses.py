@@ -185,14 +185,15 @@ class GeneralizedDice(DeepLoss):
     """Dice loss in which classes count by the inverse square of their volume, background included.
 
     Source: Sudre et al. 2017 (doi:10.1007/978-3-319-67558-9_28). A class that is absent from a
-    batch counts like the rarest one present.
+    batch counts like the rarest one present; where no region has a voxel, each counts like one voxel.
     """
 
     def term(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of one output."""
         hits, predicted, true = _volumes(logits, label, background=True)
         weights = torch.where(true > 0, true.clamp(min=1).pow(-2), 0)
-        weights = torch.where(true > 0, weights, weights.max())
+        rarest = weights.max()
+        weights = torch.where(true > 0, weights, torch.where(rarest > 0, rarest, 1))
         both = (weights * (predicted + true)).sum()
         return 1 - (2 * (weights * hits).sum() + 2 * _SMOOTH) / (both + 2 * _SMOOTH)
 

@@ -39,6 +39,7 @@ Made = TypeVar("Made")
 
 _SUFFIX = ".case"
 _EDGE, _FLAT_EDGE = (32, 32, 32), (128, 128, 1)
+_READERS = ("medunet", "nibabel", "pydicom", "SimpleITK")  # whose other versions may read other voxels
 _SPARE = 1.02  # of the bytes that are needed must be free
 _BYTES_PER_VOXEL = 24  # that preprocessing a case takes, of its file's and the network's voxels and channels
 _log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class PatchStore:
         if sources not in self._keys:
             digests = [self._digest_cache().source(source) for source in sources]
             done = [type(self.preprocess).__qualname__, self.preprocess.as_text()]
-            recipe = [VERSION, version("medunet"), done, list(self.edge), digests]
+            recipe = [VERSION, [version(name) for name in _READERS], done, list(self.edge), digests]
             self._keys[sources] = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
         return self._keys[sources]
 

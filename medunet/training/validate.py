@@ -12,9 +12,9 @@ from monai.engines import SupervisedEvaluator
 
 from medunet.data.atomic import write_json, write_with
 from medunet.data.grid import Grid
-from medunet.data.labelling import members
+from medunet.data.labelling import Declared, members
 from medunet.data.reader import geometry_of, sources_of
-from medunet.data.transforms import grid_of
+from medunet.data.transforms import grid_of, require_declared
 from medunet.data.volume import write_label
 from medunet.errors import BundleError
 from medunet.evaluation import metrics, report, scores
@@ -51,6 +51,7 @@ class CaseScores:
         ignore: int | None = None,
     ) -> None:
         self.labels = members(labels, regions or {})
+        self.declared = Declared(dict(labels), {name: list(values) for name, values in (regions or {}).items()}, ignore)
         self.folder, self.full, self.ignore = None if folder is None else Path(folder), full, ignore
         self.cases: list[dict[str, Any]] = []
 
@@ -69,6 +70,7 @@ class CaseScores:
             files: dict[str, Any] = {
                 "image": sources_of(output["image"]), "reference": sources_of(output["label"])[0],
             }  # fmt: skip
+            require_declared(reference, self.declared, files["reference"])
             geometry = geometry_of(output["image"])
             files |= {} if geometry is None else {"geometry": geometry}
             self.cases.append(self._measure(batch, grid_of(output["image"]), prediction, reference, files))
