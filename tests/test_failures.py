@@ -176,7 +176,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_one_before(trained_bundl
     assert done.returncode == 2, done.stderr
     told = " ".join(done.stderr.split())
     assert f"{LAST}: cannot be written, the disk is full" in told
-    assert "free some space and run again" in told
+    assert "free some space and train on with --resume" in told
     assert "Traceback" not in told
     assert (bundle / LAST).read_bytes() == before[LAST]
     assert state(bundle / BEST)

@@ -384,6 +384,36 @@ def test_folds_go_on_with_the_settings_that_they_were_begun_with(
     assert seen == [expected, expected]
 
 
+@pytest.mark.parametrize("otherwise", [{"optimizer::lr": 0.001}, {"resume": True, "more": True, "minutes": 0.1}, {}])
+def test_a_fold_that_was_trained_otherwise_is_trained_anew(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, otherwise: dict[str, Any]
+) -> None:
+    """All are trained alike: a trial of one fold does not slip into the ensemble; what was only resumed goes on."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    fold, trained = folds_of(bundle)[-1], []
+    medunet.train(bundle, fold, {**QUICK, "resume": True, **otherwise})
+
+    def noting(root: Path, values: Any, begun: Any) -> None:
+        trained.append((values["fold"], bool(values["resume"])))
+        if len(trained) == 1:
+            begun()
+        raise BundleError("enough is seen")
+
+    monkeypatch.setattr("medunet.bundle.folds.train_bundle", noting)
+    for _ in range(2):
+        with pytest.raises(BundleError, match="enough is seen"):
+            medunet.train(bundle, "all", {**QUICK, "resume": True})
+    assert trained == [(fold, not otherwise), (fold, True)], "once begun it goes on like any other"
+
+
+def test_how_fast_all_folds_go_on_may_change(ensemble: Path, tmp_path: Path) -> None:
+    """What a lost loading process advises, and what docs/training.md promises of every run."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    speed = {"train::dataloader::num_workers": 0, "network#channels_last": False, "network::compile": False}
+    paths = medunet.train(bundle, "all", {**QUICK, **speed, "resume": True})
+    assert paths[-1].name == "cross_validation.json"
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_single_fold_makes_a_single_network_again(ensemble: Path, tmp_path: Path, resume: bool) -> None:
     bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))

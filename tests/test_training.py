@@ -39,6 +39,7 @@ from medunet.training import (
     WeightAverage,
     twin,
 )
+from medunet.training.budget import Pace
 from medunet.training.checkpoints import weights_of
 from medunet.training.entry import Entry, write_entry
 from medunet.training.initial import merged
@@ -567,6 +568,56 @@ def test_gradients_of_mixed_precision_are_shortened_as_they_are_unscaled(fused: 
     assert scaler.get_scale() == 512.0
 
 
+@pytest.mark.parametrize("fault", ["loss", "gradients", "weights"])
+def test_with_a_scale_a_run_ends_only_where_nothing_is_trained(fault: str) -> None:
+    """One overflow changes no weight; gradients that are never numbers, or weights that are none, end the run."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    guards, engine = Guards(optimizer, 2.0), Engine(lambda engine, batch: None)
+    engine.scaler = scaler
+
+    def step(factor: float) -> None:
+        optimizer.zero_grad()
+        loss = (weight * factor).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        engine.state.output = {"loss": loss.detach() if fault != "gradients" else torch.tensor(1.0)}
+        guards._after_step(engine)
+
+    guards.attach(engine)
+    for number in range(20):
+        step(torch.inf if fault == "gradients" or number == 3 else 0.01)
+    if fault == "weights":
+        weight.data.fill_(torch.nan)
+    if fault == "loss":
+        guards._require_finite(engine)
+        assert scaler.get_scale() == 512.0
+        assert (weight < 1).all()
+    else:
+        what = "loss" if fault == "weights" else "gradient"
+        with pytest.raises(TrainingError, match=f"the {what} is not a number, .* begin anew with it"):
+            guards._require_finite(engine)
+
+
+def test_options_given_on_resuming_are_there_when_the_optimiser_loads(trained_bundle: Path, tmp_path: Path) -> None:
+    """A fused optimiser counts its steps on the device."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    values = {"quiet": True, "device::name": "cpu", "resume": True, "more": True, "train::trainer::max_epochs": 1}
+    parser = load_workflow(bundle, "train.yaml", "train", {**values, "optimizer::lr": 0.001}).parser
+    trainer, seen = parser.get_parsed_content("train::trainer"), []
+    load = trainer.optimizer.load_state_dict
+
+    def noting(state: dict[str, object]) -> None:
+        load(state)
+        seen.extend(group["lr"] for group in trainer.optimizer.param_groups)
+
+    trainer.optimizer.load_state_dict = noting
+    trainer.run()
+    assert seen == [0.001]
+
+
 def test_all_folds_and_runs_share_what_was_preprocessed(planned_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     verbs.train(bundle, "all", {"quiet": True, "train::trainer::max_epochs": 1, "device::name": "cpu"})
@@ -616,6 +667,26 @@ def test_minutes_become_as_many_steps_as_fit(planned_bundle: Path, tmp_path: Pat
     least, most = ((share * left - reserve) / step for share in (0.97 * 0.94, 1.0))
     assert 0.7 * least - 3 <= start["steps"] <= max(3.0, 1.05 * most)
     assert max(row["step"] for row in rows if row["event"] == "train") >= min(3, start["steps"])
+
+
+def test_minutes_that_preprocessing_uses_up_leave_the_model_before(trained_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    kept = {name: (bundle / name).read_bytes() for name in ("models/model.pt", "models/checkpoint_last.pt")}
+    values = {"quiet": True, "device::name": "cpu", "minutes": 1e-6}
+    words = r"preprocessing took .* of the 1e-06 minutes and is kept: train again, or with more minutes"
+    with pytest.raises(ResourceError, match=words):
+        verbs.train(bundle, 0, values)
+    assert kept == {name: (bundle / name).read_bytes() for name in kept}
+
+
+def test_a_short_run_looks_at_its_pace_a_few_times() -> None:
+    budget = Budget(dataset=None, validator=None, log=None, minutes=10)
+    state = SimpleNamespace(max_epochs=1, epoch_length=250)
+    for steps, epochs, length in ((313, 4, 78), (3, 3, 1), (2500, 10, 250)):
+        state.epoch_length = 250
+        budget._steps = lambda engine, pace, steps=steps: steps
+        budget._fit(SimpleNamespace(state=state), Pace(1.0, 1.0))
+        assert (state.max_epochs, state.epoch_length) == (epochs, length)
 
 
 def test_a_run_is_fitted_to_a_machine_that_changes() -> None:

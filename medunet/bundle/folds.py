@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def train_fold(root: Path, values: Mapping[str, Any], fold: int) -> list[Path]:
     """
     from medunet.training import folds as room
 
-    train_bundle(root, {**values, "fold": fold}, lambda: room.part_with(root, fold))
+    train_bundle(root, {**values, "fold": fold}, lambda: room.part_with(root, fold, values))
     return [_scores(root, fold)]
 
 
@@ -55,9 +56,10 @@ def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
         )
     for number, fold in enumerate(folds):
         if fold not in done:
-            goes_on = resumed and fold_of_checkpoint(root) == fold
+            gc.collect()  # the fold before refers to itself in circles, and holds the device's memory
+            goes_on = resumed and fold_of_checkpoint(root) == fold and room.belongs(root, fold)
             first = number == 0 and not resumed
-            begun = (lambda: room.begin(root, values)) if first else (lambda: None)
+            begun = (lambda: room.begin(root, values)) if first else (lambda: room.take_back(root))
             train_bundle(root, {**chosen, "fold": fold, **(_FINISH if goes_on else _AFRESH)}, begun)
             if not _scores(root, fold).is_file():  # stopped by hand
                 return [path for path in (_scores(root, k) for k in folds) if path.is_file()]

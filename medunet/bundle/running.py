@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medunet.data.atomic import is_disk_full
-from medunet.errors import BundleError, MedunetError, ResourceError, root_cause
+from medunet.errors import BundleError, DiskFullError, MedunetError, ResourceError, root_cause
 
 _NO_EVAL = "MONAI_EVAL_EXPR"
 
@@ -121,13 +121,23 @@ def explained(config: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise
-    except MedunetError:
-        raise
     except Exception as error:
         cause = root_cause(error)
+        if isinstance(cause, DiskFullError):
+            cause = _told_to_go_on(config, cause)
+        if cause is error and isinstance(cause, MedunetError):
+            raise
         if isinstance(cause, MedunetError):
             raise cause from error
         raise _sentence(config, error, cause) from error
+
+
+def _told_to_go_on(config: Path, error: DiskFullError) -> DiskFullError:
+    """A run that has begun goes on with ``--resume``: the same command again would remove its checkpoint."""
+    models = config.parents[1].resolve() / "models"
+    if config.name != "train.yaml" or not Path(error.place).resolve().is_relative_to(models):
+        return error
+    return DiskFullError(str(error).replace("run again", "train on with --resume"), error.place)
 
 
 def _sentence(config: Path, error: Exception, cause: BaseException) -> MedunetError:

@@ -170,12 +170,12 @@ def prove(cases: Sequence[Found]) -> tuple[Rule | None, dict[str, Any]]:
     candidates = _candidates(cases)
     draws = np.random.default_rng(_SEED).integers(0, len(cases), (_RESAMPLES, len(cases)))
     shown = {**best[1], "tried": len(candidates)}
-    best, most = (None, shown), 0.0
+    best, most = (None, shown), (False, 0.0)
     for rule in candidates:
         difference = np.array([case.dice(rule) for case in cases]) - before
         mean, (low, high) = float(difference.mean()), _interval(difference, draws, len(candidates))
-        if mean > most:
-            most = mean
+        if (low > 0, mean) > most:
+            most = (low > 0, mean)
             numbers = {
                 **shown, "rule": dict(rule), "dice_before": float(before.mean()),
                 "dice_after": float(before.mean()) + mean, "difference": mean, "interval": [low, high],

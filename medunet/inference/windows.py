@@ -42,6 +42,12 @@ _FLAT_BATCH = {"cpu": 1, "cuda": 32}
 _AHEAD = 32  # windows of several images that a backend may take side by side
 _MANY = 20  # windows that are worth timing one beforehand
 _SMALL = 500_000  # voxels around which a second thread saves less than its waiting costs
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+)  # in what torch says, in small letters
 _GROUP = 8  # slices of a 2D network that are held at a time
 
 
@@ -418,4 +424,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from medunet.errors import BundleError
+from medunet.errors import BundleError, ResourceError
 from medunet.inference.device import synchronize
+from medunet.training.allocator import keep_freed_memory, return_freed_memory
 from medunet.training.calibrating import MOST_CASES
 from medunet.training.cases import StoredPatches
 from medunet.training.checkpoints import plain
@@ -28,6 +29,7 @@ from medunet.training.schedule import first_step
 _VALIDATION_SHARE = 0.06  # of the time, for validations before the last
 _MARGIN = 0.97  # of what is left goes to training steps
 _SCORING_SECONDS = 0.15  # per case, for surface distances, pictures and files at the end
+_FEWEST_EPOCHS = 4  # of a run with minutes: after each the pace is looked at again
 _WARMUP, _TIMED = 2, 6  # steps of the calibration
 
 
@@ -93,7 +95,10 @@ class Budget:
         held_out = getattr(self.validator.data_loader.dataset, "data", ())
         self.dataset.store.require([item for item in held_out if "label" in item])
         self.dataset.prepare(self.log.preparing)
+        self._require_time()
         engine.fire_event(RunEvents.PREPARED)
+        return_freed_memory()
+        keep_freed_memory()
         if self.resume and self.more:
             self._extend(engine)
         elif self.seconds is not None and not self.resume:
@@ -104,6 +109,15 @@ class Budget:
         self.interval = self._interval(engine)
         self.log.plan(engine, self.interval, recipe_of(engine, self.dataset))
         engine.state.step_clock = (time.monotonic(), engine.state.iteration)
+
+    def _require_time(self) -> None:
+        """Refuse minutes that are over before the first step: the model that is there would make place for nothing."""
+        spent = time.monotonic() - self.start
+        if self.seconds is not None and not self.resume and agree(int(spent >= self.seconds))[0]:
+            raise ResourceError(
+                f"preprocessing took {spent / 60:.2g} of the {self.seconds / 60:.2g} minutes and is kept: train again, "
+                f"or with more minutes"
+            )
 
     def _interval(self, engine: Any) -> int:
         """Epochs from one validation to the next; a run that is resumed keeps to them unless others are asked for."""
@@ -135,7 +149,9 @@ class Budget:
 
     def _fit(self, engine: Engine, pace: Pace) -> None:
         steps = self._steps(engine, pace)
-        epochs = max(1, round(steps / int(engine.state.epoch_length or 1)))
+        if steps < 1:
+            self.log.say("the minutes are too few for a step beside validation and scores: one is trained")
+        epochs = max(1, min(steps, _FEWEST_EPOCHS), round(steps / int(engine.state.epoch_length or 1)))
         length = max(1, steps // epochs)
         engine.state.max_epochs, engine.state.epoch_length, self.validations = agree(epochs, length, self.validations)
 

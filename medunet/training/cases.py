@@ -99,7 +99,8 @@ class Region(NamedTuple):
 
     def to(self, device: torch.device) -> Region:
         """The same with its voxels on `device`."""
-        image, label = (voxels.to(device, non_blocking=True) for voxels in (self.image, self.label))
+        pinned = device.type == "cuda"
+        image, label = (voxels.to(device, non_blocking=pinned) for voxels in (self.image, self.label))
         return Region(image, label, self.draw)
 
 

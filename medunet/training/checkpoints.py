@@ -196,9 +196,8 @@ class Checkpoints:
                 f"{self.last}: was trained with another optimizer than {kind}; give the --config and --set of that run "
                 f"again, or train without --resume"
             )
-        self.optimizer.load_state_dict(state)
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)
+        groups = [{**group, **own} for group, own in zip(state["param_groups"], options, strict=True)]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _chances(engine: Any) -> dict[str, Any]:

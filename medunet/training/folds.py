@@ -36,6 +36,10 @@ _PASSING = ("resume", "more", "device", "quiet")
 """Overrides of a single call; all others hold until the last fold is trained."""
 _PLACES = {"dataset_dir", "store"}
 """Where data lie: it may change, and what is trained does not."""
+_SPEED = {f"train::dataloader::{key}" for key in ("num_workers", "augment_on")} | {
+    f"network::{key}" for key in ("compile", "channels_last")
+}
+"""How a step is computed: it may change too (docs/training.md, Speed)."""
 
 
 def held_out_by(bundle: Path, weights: Path) -> int | None:
@@ -62,7 +66,7 @@ def begin(bundle: Path, given: Mapping[str, Any]) -> None:
     _take_apart(bundle)
     for path in (bundle / "models").glob("fold_[0-9]*.pt"):
         path.unlink()
-    write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "given": _lasting(given), "done": {}})
+    write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "given": _lasting(given), "done": {}, "alone": None})
 
 
 def resume(bundle: Path, given: Mapping[str, Any]) -> tuple[set[int], dict[str, Any]]:
@@ -82,14 +86,24 @@ def resume(bundle: Path, given: Mapping[str, Any]) -> tuple[set[int], dict[str, 
             f"{bundle / _METADATA}: the plan was changed since the folds were begun; train without --resume"
         )
     begun = record["given"]
-    others = {key: value for key, value in _lasting(given).items() if key not in begun or begun[key] != value}
-    if others.keys() - _PLACES:
+    others = _others(begun, given)
+    if others:
         raise BundleError(
             f"{bundle}: the folds were begun with {_in_words(begun)}, and are asked to go on with {_in_words(others)}; "
             f"all are trained alike: resume without other settings, or train without --resume"
         )
     done = {int(fold) for fold, left in record["done"].items() if _left(bundle, int(fold)) == left}
     return done, {**begun, **given}
+
+
+def _others(begun: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of `given` by which something else would be trained than what was begun."""
+    lasting = _lasting(given).items()
+    return {
+        key: value
+        for key, value in lasting
+        if key.replace("#", "::") not in _PLACES | _SPEED and (key not in begun or begun[key] != value)
+    }
 
 
 def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,18 +121,35 @@ def _in_words(given: Mapping[str, Any]) -> str:
 def keep(bundle: Path, fold: int) -> None:
     """Keep the weights of a fold that was trained to its end."""
     write_with(fold_weights(bundle, fold), lambda part: shutil.copyfile(bundle / MODEL, part))
-    record = _record(bundle) or {"plan": plan_digest(bundle), "given": {}, "done": {}}
+    record = _record(bundle) or {"plan": plan_digest(bundle), "given": {}, "done": {}, "alone": None}
     record["done"][str(fold)] = _left(bundle, fold)
     write_json(bundle / _RECORD, record)
 
 
-def part_with(bundle: Path, fold: int) -> None:
+def part_with(bundle: Path, fold: int, given: Mapping[str, Any]) -> None:
     """Before a single fold is trained: what all folds made together goes, and what is kept of this one.
 
-    The others are left, so that ``--fold all --resume`` can take them.
+    The others are left, so that ``--fold all --resume`` can take them. It is noted where this one is trained otherwise
+    than they were: begun anew, or with other overrides.
     """
     fold_weights(bundle, fold).unlink(missing_ok=True)
     _take_apart(bundle)
+    record = _record(bundle)
+    if record is not None and not (given.get("resume") and not _others(record["given"], given)):
+        write_json(bundle / _RECORD, {**record, "alone": fold})
+
+
+def belongs(bundle: Path, fold: int) -> bool:
+    """Whether a checkpoint of this fold is one that the run over all folds may go on from."""
+    record = _record(bundle)
+    return record is not None and record["alone"] != fold
+
+
+def take_back(bundle: Path) -> None:
+    """Note that the checkpoint is of the run over all folds again."""
+    record = _record(bundle)
+    if record is not None and record["alone"] is not None:
+        write_json(bundle / _RECORD, {**record, "alone": None})
 
 
 def _take_apart(bundle: Path) -> None:
@@ -234,7 +265,8 @@ def _proved(
 def _record(bundle: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads((bundle / _RECORD).read_text(encoding="utf-8"))
-        return {"plan": str(content["plan"]), "given": dict(content["given"]), "done": dict(content["done"])}
+        kept = {"plan": str(content["plan"]), "given": dict(content["given"]), "done": dict(content["done"])}
+        return {**kept, "alone": content.get("alone")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

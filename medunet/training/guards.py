@@ -14,8 +14,9 @@ class Guards:
     """Shorten gradients whose norm over all weights exceeds `clip`, and end a run that is not of numbers any more.
 
     Both act on the gradients in the optimiser, behind the unscaling of mixed precision, which passes over steps that
-    overflow. Loss and gradients are looked at after every step on the CPU, on other devices after every epoch and when
-    the run ends within one, before a checkpoint is written.
+    overflow and halves its scale: one such step leaves the weights as they were and ends nothing, a scale below 1 says
+    that none was of numbers. Loss and gradients are looked at after every step on the CPU, on other devices and with a
+    scale after every epoch and when the run ends within one, before a checkpoint is written.
 
     Args:
         clip: largest norm (nnU-Net: 12); 0: gradients stay as they are.
@@ -51,7 +52,7 @@ class Guards:
 
     def _after_step(self, engine: Engine) -> None:
         self._note("loss", engine.state.output["loss"].detach())
-        if self._broken["loss"].device.type == "cpu":
+        if self._broken["loss"].device.type == "cpu" and getattr(engine, "scaler", None) is None:
             self._require_finite(engine)
 
     def _note(self, what: str, value: Tensor) -> None:
@@ -59,10 +60,22 @@ class Guards:
         self._broken[what] = broken if before is None else before | broken
 
     def _require_finite(self, engine: Engine) -> None:
-        what = next((name for name in ("loss", "gradient") if name in self._broken and bool(self._broken[name])), None)
-        if what is not None:
+        broken = [name for name in ("loss", "gradient") if name in self._broken and bool(self._broken[name])]
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None:
+            if broken == ["loss"] and self._has_numbers():
+                broken = []
+                self._broken.clear()
+            if scaler.get_scale() < 1:
+                broken.append("gradient")
+        if broken:
             raise TrainingError(
-                f"step {engine.state.iteration}: the {what} is not a number, the checkpoints are from before; train on "
-                f"with --resume and a smaller learning rate (--set optimizer::lr=...), or without amp; broken in its "
-                f"first epoch, a run has no checkpoint: train without --resume then"
+                f"step {engine.state.iteration}: the {broken[0]} is not a number, the checkpoints are from before; "
+                f"train on with --resume and a smaller learning rate (--set optimizer::lr=...; with --fold all begin "
+                f"anew with it), or without amp; broken in its first epoch, a run has no checkpoint: train without "
+                f"--resume then"
             )
+
+    def _has_numbers(self) -> bool:
+        weights = (weight for group in self.optimizer.param_groups for weight in group["params"])
+        return all(bool(torch.isfinite(weight).all()) for weight in weights)

@@ -112,12 +112,13 @@ def coarsen(channel: Tensor, factor: float, whole: Sequence[int] = ()) -> None:
         if kept == count:
             ways.append(None)
             continue
-        places = torch.arange(kept, device=channel.device, dtype=torch.float64)
-        small = small.index_select(axis, ((places + 0.5) * (count / kept)).long().clamp_(max=count - 1))
-        back = torch.arange(count, device=channel.device, dtype=torch.float64)
-        back = ((back + 0.5) * (kept / count) - 0.5).clamp_(0, kept - 1)
+        places = torch.arange(kept, dtype=torch.float64)  # which not every device computes
+        nearest = ((places + 0.5) * (count / kept)).long().clamp_(max=count - 1)
+        small = small.index_select(axis, nearest.to(channel.device))
+        back = ((torch.arange(count, dtype=torch.float64) + 0.5) * (kept / count) - 0.5).clamp_(0, kept - 1)
         low = back.long().clamp_(max=max(0, kept - 2))
-        ways.append((low, (low + 1).clamp_(max=kept - 1), (back - low).float()))
+        high, way = (low + 1).clamp_(max=kept - 1), (back - low).float()
+        ways.append((low.to(channel.device), high.to(channel.device), way.to(channel.device)))
     if all(way is None for way in ways):
         return
     for axis in reversed(range(channel.ndim)):

@@ -19,6 +19,7 @@ from medunet.data.volume import write_label
 from medunet.errors import BundleError
 from medunet.evaluation import metrics, report, scores
 from medunet.inference.weights import MODEL
+from medunet.training.allocator import return_freed_memory
 from medunet.training.budget import Budget
 from medunet.training.calibrating import CERTAINTY, calibrate
 from medunet.training.cases import FoldCases
@@ -158,6 +159,7 @@ class Validation:
         dice = self.metric.mean()
         best = self.checkpoints.offer(dice, engine.state.iteration)
         self.log.validated(engine, dice, self.metric.class_means(), best)
+        return_freed_memory()
 
     def _final(self, engine: Engine) -> None:
         if not is_main_process():
