@@ -117,8 +117,8 @@ def coarsen(channel: Tensor, factor: float, whole: Sequence[int] = ()) -> None:
         small = small.index_select(axis, nearest.to(channel.device))
         back = ((torch.arange(count, dtype=torch.float64) + 0.5) * (kept / count) - 0.5).clamp_(0, kept - 1)
         low = back.long().clamp_(max=max(0, kept - 2))
-        high, way = (low + 1).clamp_(max=kept - 1), (back - low).float()
-        ways.append((low.to(channel.device), high.to(channel.device), way.to(channel.device)))
+        high, share = (low + 1).clamp_(max=kept - 1), (back - low).float()
+        ways.append((low.to(channel.device), high.to(channel.device), share.to(channel.device)))
     if all(way is None for way in ways):
         return
     for axis in reversed(range(channel.ndim)):
