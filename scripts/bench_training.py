@@ -50,11 +50,14 @@ def medunet(*words: object) -> float:
 
 
 def loaded(bundle: Path, overrides: dict[str, Any]) -> Any:
-    """The parser of a training run and its trainer, with the store complete."""
+    """The parser of a training run and its trainer, with the store complete and memory kept, as when a run begins."""
     from medunet.bundle.running import load_workflow
+    from medunet.training.allocator import keep_freed_memory, return_freed_memory
 
     parser = load_workflow(bundle, "train.yaml", "train", {"quiet": True, **overrides}).parser
     parser.get_parsed_content("train::dataset").prepare()
+    return_freed_memory()
+    keep_freed_memory()
     return parser
 
 
