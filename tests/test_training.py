@@ -601,6 +601,16 @@ def test_with_a_scale_a_run_ends_only_where_nothing_is_trained(fault: str) -> No
             guards._require_finite(engine)
 
 
+def test_a_scale_that_is_off_passes_over_nothing() -> None:
+    """As MONAI's trainer has it without CUDA: the run ends at once."""
+    weight = nn.Parameter(torch.ones(2))
+    engine = Engine(lambda engine, batch: None)
+    engine.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    engine.state.output = {"loss": torch.tensor(torch.nan)}
+    with pytest.raises(TrainingError, match="the loss is not a number"):
+        Guards(torch.optim.SGD([weight], lr=0.1), 2.0)._after_step(engine)
+
+
 def test_options_given_on_resuming_are_there_when_the_optimiser_loads(trained_bundle: Path, tmp_path: Path) -> None:
     """A fused optimiser counts its steps on the device."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))

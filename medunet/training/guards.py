@@ -52,7 +52,7 @@ class Guards:
 
     def _after_step(self, engine: Engine) -> None:
         self._note("loss", engine.state.output["loss"].detach())
-        if self._broken["loss"].device.type == "cpu" and getattr(engine, "scaler", None) is None:
+        if self._broken["loss"].device.type == "cpu" and _scale(engine) is None:
             self._require_finite(engine)
 
     def _note(self, what: str, value: Tensor) -> None:
@@ -61,12 +61,12 @@ class Guards:
 
     def _require_finite(self, engine: Engine) -> None:
         broken = [name for name in ("loss", "gradient") if name in self._broken and bool(self._broken[name])]
-        scaler = getattr(engine, "scaler", None)
-        if scaler is not None:
+        scale = _scale(engine)
+        if scale is not None:
             if broken == ["loss"] and self._has_numbers():
                 broken = []
                 self._broken.clear()
-            if scaler.get_scale() < 1:
+            if scale < 1:
                 broken.append("gradient")
         if broken:
             raise TrainingError(
@@ -79,3 +79,9 @@ class Guards:
     def _has_numbers(self) -> bool:
         weights = (weight for group in self.optimizer.param_groups for weight in group["params"])
         return all(bool(torch.isfinite(weight).all()) for weight in weights)
+
+
+def _scale(engine: Engine) -> float | None:
+    """Of the loss in mixed precision; None without one (MONAI makes one everywhere, which is off without CUDA)."""
+    scaler = getattr(engine, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
