@@ -791,25 +791,13 @@ def test_a_missing_file_leaves_the_run_before_as_it_was(
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
 
 
-def test_a_label_that_changed_since_the_plan_is_examined_again(
-    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
+@pytest.mark.parametrize("side", ["training", "validation"])
+def test_a_label_that_changed_since_the_plan_is_refused(
+    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path, side: str
 ) -> None:
+    """A new value would be trained on, or scored, as background."""
     bundle, data = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, phantom_dataset))
-    label = Path(FoldCases(str(bundle), str(data), 0, "training")[1]["label"])
-    volume = read_label(label)
-    volume.array[0, 0, 0, 0] = 9
-    write_label(label, volume.array[0], volume.grid)
-    words = r"label value 9 is not declared \(background=0, .*\); declare it \(medunet plan\) or correct the label"
-    with pytest.raises(InputError, match=f"{label.name}: {words}"):
-        verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", "dataset_dir": str(data)})
-
-
-def test_a_held_out_label_that_changed_since_the_plan_is_refused(
-    planned_bundle: Path, phantom_dataset: Path, tmp_path: Path
-) -> None:
-    """It would be scored with the new value as background."""
-    bundle, data = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, phantom_dataset))
-    label = Path(FoldCases(str(bundle), str(data), 0, "validation")[0]["label"])
+    label = Path(FoldCases(str(bundle), str(data), 0, side)[-1]["label"])
     volume = read_label(label)
     volume.array[0, 0, 0, 0] = 9
     write_label(label, volume.array[0], volume.grid)
