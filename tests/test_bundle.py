@@ -28,9 +28,9 @@ from medunet.planning import Plan
 ENVIRONMENT = {**os.environ, "MONAI_EVAL_EXPR": "0", "OMP_NUM_THREADS": "1"}
 
 
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, *words], cwd=cwd, env=ENVIRONMENT | variables, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done
@@ -272,26 +272,33 @@ def test_run_overlays_resolve(planned_bundle: Path, overlay: str) -> None:
     assert parser.get_parsed_content("schedule").decay == others.get(overlay, "constant")
 
 
-def in_two_processes(bundle: Path, *words: str) -> None:
+def in_two_processes(bundle: Path, *words: str, **variables: str) -> None:
     run(
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training",
         "--config_file", "['configs/train.yaml', 'configs/multi_gpu_train.yaml']", *words, cwd=bundle,
+        **variables,
     )  # fmt: skip
 
 
+def rows_in(bundle: Path) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines()]
+
+
 def losses_in(bundle: Path) -> list[float]:
-    rows = map(json.loads, (bundle / "eval" / "fold_0" / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in rows_in(bundle) if row["event"] == "train"]
 
 
 def test_two_gloo_processes_train_as_one(planned_bundle: Path, trained_bundle: Path, tmp_path: Path) -> None:
     """Half of the patches each: the losses and the weights are those of the process that had all of them."""
     bundle = tmp_path / "bundle"
     shutil.copytree(planned_bundle, bundle)
-    batch, rest = divmod(read_plan(str(bundle))["batch_size"], 2)
+    together = read_plan(str(bundle))["batch_size"]
+    batch, rest = divmod(together, 2)
     assert not rest
     in_two_processes(bundle, *(f"--train::{part}::batch_size={batch}" for part in ("sampler", "dataloader")))
     assert len(losses_in(bundle)) == 2
+    for path in (bundle, trained_bundle):
+        assert next(row["recipe"] for row in rows_in(path) if "recipe" in row)["patches_a_step"] == together
     assert losses_in(bundle) == pytest.approx(losses_in(trained_bundle), abs=2e-5)
     both = [torch.load(path / "models" / "model.pt", weights_only=True) for path in (bundle, trained_bundle)]
     for key in both[0]:  # but biases, which instance normalisation takes out again: their slopes are rounding alone
@@ -299,9 +306,10 @@ def test_two_gloo_processes_train_as_one(planned_bundle: Path, trained_bundle: P
 
 
 def test_two_gloo_processes_keep_to_the_minutes(planned_bundle: Path, tmp_path: Path) -> None:
+    """Within an allocation of Slurm (salloc) too, which pytorch-ignite takes its ranks from as soon as it is asked."""
     bundle = tmp_path / "bundle"
     shutil.copytree(planned_bundle, bundle)
-    in_two_processes(bundle, "--minutes", "0.1")
+    in_two_processes(bundle, "--minutes", "0.1", SLURM_JOB_ID="1")
     assert (bundle / "models" / "model.pt").is_file()
     assert json.loads((bundle / "eval" / "fold_0" / "scores.json").read_text())["cases"]
 

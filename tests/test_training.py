@@ -21,6 +21,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from medunet import verbs
+from medunet.bundle import read_plan
 from medunet.bundle.running import load_workflow
 from medunet.data.volume import read_label, write_label
 from medunet.errors import BundleError, DatasetError, InputError, ResourceError, TrainingError
@@ -764,14 +765,17 @@ def test_what_a_resumed_run_is_trained_with_otherwise_is_told(
 ) -> None:
     bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
     values = {"quiet": False, "device::name": "cpu", "average_share": 0.2, "clip": 5.0}
+    batch = read_plan(str(bundle))["batch_size"]
     verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 1})
     verbs.train(bundle, 0, {**values, "train::trainer::max_epochs": 1, "resume": True, "more": True})
     assert "the run so far had" not in capsys.readouterr().out
     other = {"loss": {"_target_": "medunet.training.Jaccard", "classes": "@_meta_::plan::network::out_channels"}}
+    other |= {f"train::{part}::batch_size": batch + 1 for part in ("sampler", "dataloader")}
     verbs.train(bundle, 0, {"device::name": "cpu", **other, "resume": True, "more": True, "optimizer::lr": 0.001})
     assert (
         "the run so far had learning_rate 0.002 and now 0.001, loss DiceCE and now Jaccard, average_share 0.2 and now "
-        "0.3, clip 5.0 and now 12.0: give its --config and --set again where this is not meant"
+        f"0.3, clip 5.0 and now 12.0, patches_a_step {batch} and now {batch + 1}: give its --config and --set again "
+        "where this is not meant"
     ) in capsys.readouterr().out
 
 

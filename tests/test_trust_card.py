@@ -38,7 +38,7 @@ def scores(dice: float, cases: int) -> dict[str, Any]:
 
 RECIPE = {
     "optimizer": "SGD", "weight_decay": 3e-5, "loss": "Tversky", "decay": "poly", "average_share": 0.03,
-    "precision": "bfloat16", "augmentation": {"elastic": 0.25, "zoom": 0.0},
+    "patches_a_step": 8, "precision": "bfloat16", "augmentation": {"elastic": 0.25, "zoom": 0.0},
 }  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_a_run_that_went_on_otherwise_tells_each_recipe(bundle: Path) -> None:
     assert training["minutes"] == round((60 + 2 + 120 + 57) / 60, 2)
     assert "| what | fold 1 | fold 1, after step 20 |" in card
     assert "| loss | Tversky | DiceCE |" in card
+    assert "| patches a step, of all processes | 8 | 8 |" in card
     assert "| learning rate, highest | 0.5 | 0.125 |" in card
     assert "| learning rate, at the end | 0.25 | 0.0625 |" in card
     assert "| unusual chances of augmentation | elastic 0.25, zoom 0 | none |" in card

@@ -18,6 +18,7 @@ from medunet.data.index import FOLDS, Case, Index
 from medunet.data.resampling import Box
 from medunet.errors import BundleError, DatasetError
 from medunet.inference.border import fold
+from medunet.training.distributed import rank_and_size
 from medunet.training.entry import Entry
 from medunet.training.patches import Augment, Cut, CutPatch, to_tensors
 from medunet.training.store import PatchStore
@@ -136,7 +137,7 @@ class StoredPatches(Dataset[dict[str, Tensor]]):
 
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Preprocess what the store does not have yet; of several processes each does its share."""
-        rank, processes = _rank_and_size()
+        rank, processes = rank_and_size()
         items = list(self.data)
         self.store.prepare(items[rank::processes], progress)
         if processes > 1:
@@ -193,7 +194,7 @@ class CaseSampler(Sampler[Sample]):
             int(seed),
         )
         self.next = 0
-        self.rank, self.processes = _rank_and_size()
+        self.rank, self.processes = rank_and_size()
 
     def begin(self, step: int) -> None:
         """Let the next pass begin with the draws of a training step, counted from 0."""
@@ -228,9 +229,3 @@ class CaseSampler(Sampler[Sample]):
             sequence += drawn.tolist()
         offset = rounds.start * length
         return sequence[start - offset : stop - offset]
-
-
-def _rank_and_size() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

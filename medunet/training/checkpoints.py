@@ -19,6 +19,7 @@ from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, plan_digest, read_state
 from medunet.networks.ensemble import members_in
 from medunet.planning.record import MEANING
+from medunet.training.distributed import is_main_process
 from medunet.training.events import on_prepared
 from medunet.training.precision import precision_of
 
@@ -269,9 +270,3 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     """A plain state dict on the CPU, the weights in their usual order."""
     usual = torch.contiguous_format
     return {key: value.detach().cpu().clone(memory_format=usual) for key, value in plain(network).state_dict().items()}
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0

@@ -50,10 +50,22 @@ def distribute(
     return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process and how many there are; 0 and 1 where torchrun started none."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes."""
+    return rank_and_size()[0] == 0
+
+
 def agree(*numbers: int) -> list[int]:
     """The first process's numbers, in every process: what was measured differs between them."""
     values = list(numbers)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if rank_and_size()[1] > 1:
         torch.distributed.broadcast_object_list(values, src=0)
     return values
 
@@ -64,16 +76,17 @@ def total(values: Tensor) -> Tensor:
     Its slope is the process's own part, times their number, by which DistributedDataParallel divides: together the
     gradients are those of one process that holds all patches. Nothing is exchanged on the way back.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    processes = rank_and_size()[1]
+    if processes == 1:
         return values
     whole = values.detach().clone()
     torch.distributed.all_reduce(whole)
-    return whole + torch.distributed.get_world_size() * (values - values.detach())
+    return whole + processes * (values - values.detach())
 
 
 def any_asks(asked: bool) -> bool:
     """Whether any process asks; the same in all of them, so that they stop at the same step."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if rank_and_size()[1] == 1:
         return asked
     cuda = torch.distributed.get_backend() == "nccl"
     flag = torch.tensor([int(asked)], device="cuda" if cuda else "cpu")

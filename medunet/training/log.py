@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from medunet.data.atomic import read_rows, remove_stale, write_text
-from medunet.training.checkpoints import is_main_process
+from medunet.training.distributed import is_main_process
 from medunet.training.events import on_prepared
 from medunet.training.precision import precision_of
 from medunet.training.schedule import total_steps

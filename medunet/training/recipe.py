@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medunet.training.augment import PROBABILITIES, Augmentation
+from medunet.training.distributed import rank_and_size
 from medunet.training.precision import precision_of
 
 
@@ -23,9 +24,16 @@ def recipe_of(trainer: Any, dataset: Any) -> dict[str, Any]:
         "decay": getattr(trainer.state, "decay", None),
         "average_share": getattr(trainer.state, "average_share", None),
         "clip": getattr(trainer.state, "clip", None),
+        "patches_a_step": _patches_a_step(trainer.data_loader),
         "precision": precision_of(trainer),
     }
     augment = getattr(dataset, "augment", None)
     if isinstance(augment, Augmentation):
         recipe["augmentation"] = {kind: p for kind, p in augment.chance.items() if p != PROBABILITIES[kind]}
     return recipe
+
+
+def _patches_a_step(loader: Any) -> int | None:
+    """Of all processes together; None where the loader draws its batches another way."""
+    size = getattr(loader, "batch_size", None)
+    return None if size is None else size * rank_and_size()[1]

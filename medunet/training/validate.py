@@ -23,8 +23,8 @@ from medunet.training.allocator import return_freed_memory
 from medunet.training.budget import Budget
 from medunet.training.calibrating import CERTAINTY, calibrate
 from medunet.training.cases import FoldCases
-from medunet.training.checkpoints import Checkpoints, is_main_process, plain
-from medunet.training.distributed import agree
+from medunet.training.checkpoints import Checkpoints, plain
+from medunet.training.distributed import agree, is_main_process
 from medunet.training.folds import held_out_by
 from medunet.training.log import Log
 from medunet.training.samples import page_of

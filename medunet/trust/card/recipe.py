@@ -14,6 +14,7 @@ _ROWS = (
     ("weight decay", "weight_decay"),
     ("weights averaged over, of the run", "average_share"),
     ("largest norm of the gradients", "clip"),
+    ("patches a step, of all processes", "patches_a_step"),
     ("precision", "precision"),
 )
 
