@@ -83,9 +83,12 @@ def describe(bundle: Path, dims: int) -> None:
 def make(name: str, options: argparse.Namespace) -> Path:
     """Plan, train, pack, and unpack into bundles/."""
     bundle = planned(name, options)
-    if not (bundle / "eval" / "fold_0" / "scores.json").is_file():
+    scores = bundle / "eval" / "fold_0" / "scores.json"
+    if not scores.is_file():
         begun = (bundle / "models" / "checkpoint_last.pt").is_file()
         verbs.train(bundle, 0, train_options((None, None), begun, "cpu", OVERLAYS.get(name, []), []))
+    if not scores.is_file():
+        raise SystemExit(f"{bundle}: the run was stopped; run again to go on")
     describe(bundle, SETTINGS[name]["dims"])
     archive: Path = options.work / f"{name}.zip"
     verbs.pack(bundle, archive, say=print)

@@ -340,7 +340,22 @@ def test_an_unknown_override_is_refused(planned_bundle: Path) -> None:
         ("optimizer::lr", "$1/1000", "medunet evaluates no expressions: give the value itself"),
         ("seed", "hello", "in the file it is 0: give a number"),
         ("quiet", "maybe", "in the file it is false: give true or false"),
-        ("plan::batch_size", 1, "the plan is changed with medunet plan ... --set"),
+        ("plan::batch_size", 1, "prediction takes this from the plan, which is changed with medunet plan ... --set"),
+        (
+            "frame::spacing",
+            [1, 1, 1],
+            "prediction takes this from the plan, which is changed with medunet plan ... --set",
+        ),
+        ("_meta_::plan::spacing", [1, 1, 1], "prediction takes this from the plan, which is changed with medunet plan"),
+        ("loss", "DiceFocal", "it is a component: give its values one by one, such as --set loss::classes=..., or an"),
+        ("optimizer", 3, "it is a component: give its values one by one, such as --set optimizer::params=..., or an"),
+        (
+            "train::batch_size",
+            8,
+            "has no key 'train::batch_size' (from --set or an overlay); 'train' has preprocessing, ",
+        ),
+        ("validate#overlap", 0.25, "has no key 'validate#overlap' (from --set or an overlay); 'validate' has preproc"),
+        ("train::dataloader::batch_size", 3, "train::dataloader::batch_size 3; give both the same number"),
         ("fold", 9, "fold is 9; give 0 to 4"),
         ("validate::inferer::mirror_axes", [5], "mirror_axes is [5]; give spatial axes, some of [0, 1, 2]"),
     ],
@@ -353,6 +368,17 @@ def test_a_value_that_cannot_be_meant_is_refused(
     with pytest.raises(MedunetError, match=re.escape(words)):
         train_bundle(bundle, {"quiet": True, "device::name": "cpu", key: value})
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_epochs_that_are_given_hold_whatever_minutes_the_plan_has(planned_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(planned_bundle, tmp_path / "b"))
+    path = bundle / "configs" / "metadata.json"
+    content = json.loads(path.read_text())
+    content["plan"]["minutes"] = 60
+    path.write_text(json.dumps(content))
+    train_bundle(bundle, {"quiet": True, "device::name": "cpu", "train#trainer#max_epochs": 1})
+    start = next(row for row in rows_in(bundle) if row["event"] == "start")
+    assert (start["epochs"], start["steps"]) == (1, content["plan"]["steps_per_epoch"])
 
 
 def test_plan_survives_the_bundle(planned_bundle: Path) -> None:

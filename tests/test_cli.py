@@ -232,6 +232,9 @@ def test_a_run_takes_overlays_by_name(run: Run, planned_bundle: Path, tmp_path: 
     code, _, err = run("train", bundle, "--config", "nowhere")
     assert code == 2
     assert "nowhere: overlay is missing; give a YAML file or one of adam, augment_on_workers" in err
+    code, _, err = run("train", bundle, "--config", "mine/long_run.yaml")  # not the shipped one
+    assert code == 2
+    assert "mine/long_run.yaml: overlay is missing" in err
 
 
 def test_unknown_verbs_and_options_are_usage_errors(run: Run) -> None:

@@ -229,3 +229,21 @@ def test_hippocampus(real_data: Callable[[str], Path]) -> None:
     assert isinstance(index, Index)
     assert (len(measured), index.channels, [f.kind for f in index.findings]) == (208, ("MRI",), ["patients"])
     assert max(m.intensities[0].maximum for m in measured) > 1000 * min(m.intensities[0].maximum for m in measured)
+
+
+def test_a_patient_who_lacks_a_channel_does_not_name_those_of_all(tmp_path: Path) -> None:
+    """Also the first, by whom channels without names were counted."""
+    rows = ["id,image_0,image_1,image_2,label"]
+    for number, case in enumerate("abc"):
+        array = np.random.default_rng(number).normal(size=(4, 6, 6, 6)).astype(np.float32)
+        names = [f"{case}{channel}.nii" for channel in range(3)]
+        for channel, name in enumerate(names):
+            write_image(tmp_path / name, array[channel], Grid((6, 6, 6), np.eye(4)))
+        write_label(tmp_path / f"{case}_label.nii", (array[3] > 0).astype(np.uint8), Grid((6, 6, 6), np.eye(4)))
+        rows.append(",".join([case, *(names if number else [*names[:2], ""]), f"{case}_label.nii"]))
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match=r"a: has 2 channels, the dataset 3 \(image_0, image_1, image_2\)"):
+        examine(read_index(tmp_path / "list.csv"))
+    index, _ = examine(read_index(tmp_path / "list.csv"), "skip")
+    assert index.channels == ("image_0", "image_1", "image_2")
+    assert [case.id for case in index.training] == ["b", "c"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 import medunet
 from medunet.bundle.running import explained, load_workflow, train_bundle
 from medunet.bundle.segmenting import load_segmenter
+from medunet.data.atomic import disk_errors
 from medunet.data.grid import Grid
 from medunet.data.transforms import Frame
 from medunet.data.volume import read_volume, write_label
-from medunet.errors import BundleError, MedunetError, NetworkError, PlanError
+from medunet.errors import BundleError, MedunetError, NetworkError, PlanError, ResourceError
 from medunet.evaluation import components as evaluation_components
 from medunet.evaluation.components import Found, apply_rules, prove
 from medunet.inference import WindowInferer
@@ -37,6 +39,8 @@ from medunet.networks import UNETR, Ensemble, UNet
 from medunet.networks.ensemble import joined, member_of, members_in
 from medunet.networks.receptive import fitting_size, output_margin, spatial_divisor, tile_halo
 from medunet.planning.settings import validate
+from medunet.training import folds as room
+from medunet.training.cases import FoldCases
 from medunet.training.folds import _proved, cross_validation
 from medunet.training.guards import Guards
 from medunet.trust.archive import content_checks
@@ -384,7 +388,10 @@ def test_folds_go_on_with_the_settings_that_they_were_begun_with(
     assert seen == [expected, expected]
 
 
-@pytest.mark.parametrize("otherwise", [{"optimizer::lr": 0.001}, {"resume": True, "more": True, "minutes": 0.1}, {}])
+@pytest.mark.parametrize(
+    "otherwise",
+    [{"optimizer::lr": 0.001}, {"resume": True, "more": True, "minutes": 0.1}, {"resume": True, "more": True}, {}],
+)
 def test_a_fold_that_was_trained_otherwise_is_trained_anew(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, otherwise: dict[str, Any]
 ) -> None:
@@ -404,6 +411,92 @@ def test_a_fold_that_was_trained_otherwise_is_trained_anew(
         with pytest.raises(BundleError, match="enough is seen"):
             medunet.train(bundle, "all", {**QUICK, "resume": True})
     assert trained == [(fold, not otherwise), (fold, True)], "once begun it goes on like any other"
+
+
+@pytest.mark.parametrize(
+    ("given", "alike"),
+    [
+        ({"resume": True, "loss::alpha": 0.7}, True),
+        ({"resume": True, "loss#alpha": 0.7, "minutes": 60, "device::name": "cuda", "store": "s"}, True),
+        ({"resume": True}, False),
+        ({"resume": True, "loss::alpha": 0.3}, False),
+        ({"resume": True, "loss::alpha": 0.7, "clip": 1.0}, False),
+        ({"resume": True, "more": True, "minutes": 60, "loss::alpha": 0.7}, False),
+        ({"resume": False, "loss::alpha": 0.7}, False),
+    ],
+)
+def test_a_fold_that_is_resumed_by_itself_goes_on_alike_or_is_noted(
+    ensemble: Path, tmp_path: Path, given: dict[str, Any], alike: bool
+) -> None:
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    room.begin(bundle, {"loss#alpha": 0.7, "minutes": 60, "init": "other", "network::compile": True})
+    room.part_with(bundle, 2, given)
+    assert room.belongs(bundle, 2) == alike
+    assert room.belongs(bundle, 1)
+
+
+def test_a_run_over_all_folds_that_begins_forgets_the_scores_of_the_one_before(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its first fold it has none; else a bundle would be packed with those of weights that are gone."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    first, *others = folds_of(bundle)
+
+    def stopped(root: Path, values: Any, begun: Any) -> None:
+        begun()
+
+    monkeypatch.setattr("medunet.bundle.folds.train_bundle", stopped)
+    assert medunet.train(bundle, "all", QUICK) == [bundle / "eval" / f"fold_{first}" / "scores.json"]
+    assert others
+    assert not list(bundle.glob("eval/fold_*/scores.*"))
+    assert not list(bundle.glob("eval/fold_*/certainty.json"))
+
+
+def test_folds_that_are_all_trained_are_put_together_whatever_is_repeated(ensemble: Path, tmp_path: Path) -> None:
+    """Killed before the ensemble was made; the command is given again with its minutes."""
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    (bundle / "models" / "components.json").unlink()
+    (bundle / "eval" / "cross_validation.json").unlink()
+    assert medunet.train(bundle, "all", {**QUICK, "resume": True, "more": True})[-1].is_file()
+    assert cross_validation(bundle) is not None
+    with pytest.raises(BundleError, match="or --fold all without it, which begins all of them anew"):
+        medunet.train(bundle, "all", {**QUICK, "resume": True, "more": True})
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("models/fold_1.pt", "train on with --resume"),
+        ("eval/cross_validation.json", "train on with --resume"),
+        ("eval/fold_1/predictions/a.nii.gz", "train on with --resume"),
+        ("eval/store/a.case", "run again"),
+        ("../store/a.case", "run again"),
+    ],
+)
+def test_a_disk_that_is_full_behind_the_preprocessing_advises_to_go_on(tmp_path: Path, place: str, advice: str) -> None:
+    """To run the same again would begin with removing what is there."""
+    bundle = tmp_path / "b"
+    with (
+        pytest.raises(ResourceError, match=f"the disk is full .*; free some space and {advice}$"),
+        explained(bundle / "configs" / "train.yaml"),
+        disk_errors(bundle / place),
+    ):
+        raise OSError(errno.ENOSPC, "no space")
+
+
+def test_a_disk_that_is_full_when_a_fold_is_kept_advises_to_go_on(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(ensemble, tmp_path / "b"))
+    (bundle / "models" / f"fold_{folds_of(bundle)[0]}.pt").unlink()
+
+    def full(path: Path, write: Any) -> None:
+        with disk_errors(path):
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(room, "write_with", full)
+    with pytest.raises(ResourceError, match=r"fold_\d\.pt: .* the disk is full .* and train on with --resume"):
+        medunet.train(bundle, "all", {**QUICK, "resume": True})
 
 
 def test_how_fast_all_folds_go_on_may_change(ensemble: Path, tmp_path: Path) -> None:
@@ -497,6 +590,42 @@ def test_cases_that_a_stopped_run_was_trained_on_are_not_evaluated(
     with pytest.raises(BundleError, match=words):
         evaluated(bundle, phantom_dataset, {"fold": 0})
     assert evaluated(bundle, phantom_dataset, {"fold": 1})["cases"]
+
+
+def test_cases_that_came_into_a_fold_after_it_was_trained_are_not_evaluated(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path
+) -> None:
+    """A patient was corrected and the folds are others: the number of the fold alone does not tell."""
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    seen, held_out = (
+        str(FoldCases(str(bundle), str(phantom_dataset), 0, part)[0]["case"]) for part in ("training", "validation")
+    )
+    assert evaluated(bundle, phantom_dataset, {"fold": 0})["cases"]
+    index = read(bundle / "eval" / "index.json")
+    cases = {case["id"]: case for case in index["training"]}
+    cases[seen]["patient"] = cases[held_out]["patient"]
+    (bundle / "eval" / "index.json").write_text(json.dumps(index))
+    words = rf"model\.pt: was trained on {seen}, which fold 0 holds out now, since the folds were changed; train again"
+    with pytest.raises(BundleError, match=words):
+        evaluated(bundle, phantom_dataset, {"fold": 0})
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_test_cases_without_labels_are_left_out_of_an_evaluation(
+    trained_bundle: Path, phantom_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, labelled: int
+) -> None:
+    bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
+    index = read(bundle / "eval" / "index.json")
+    first, second, *rest = index["training"]
+    test = [{**first, "label": first["label"] if labelled else None}, {**second, "label": None}]
+    (bundle / "eval" / "index.json").write_text(json.dumps({**index, "training": rest, "test": test}))
+    if labelled:
+        scored = evaluated(bundle, phantom_dataset, {"part": "test"})
+        assert [case["id"] for case in scored["cases"]] == [first["id"]]
+        assert "1 of 2 test cases have no label and are left out" in caplog.text
+    else:
+        with pytest.raises(BundleError, match="none of 2 test cases has a label to compare with; give labels to some"):
+            evaluated(bundle, phantom_dataset, {"part": "test"})
 
 
 def test_what_cannot_be_begun_with_is_told(
@@ -870,7 +999,7 @@ def test_a_partner_that_does_not_fit_is_told(phantom_dataset: Path, planned_bund
         inferer = WindowInferer(frame, labels, (16, 16, 16), partners=["p"], bundle_root=str(tmp_path))
         inferer(image[None], unet())
 
-    with pytest.raises(BundleError, match=r"has this bundle for a partner, and it is missing; .* --set inferer::partn"):
+    with pytest.raises(BundleError, match=r"has this bundle for a partner, and it is missing; .* partners: \[\] under"):
         segment(LABELS)
     shutil.copytree(planned_bundle, tmp_path / "p")
     with pytest.raises(BundleError, match=r"has the labels .*, the bundle that runs has .*; a bundle that is a part"):

@@ -232,6 +232,8 @@ def test_activations_are_recomputed_before_the_patch_shrinks() -> None:
     assert "a batch of 2 would take 17.9 GB without" in tight.reasons["checkpointing"]
     assert math.prod(tighter.patch_size) < math.prod(tight.patch_size)
     assert tighter.memory_estimate <= 3e9
+    assert tighter.reasons["patch_size"] == "the largest in the data's proportions that fits 3 GB of memory"
+    assert ample.reasons["patch_size"].startswith("the median case, ")
     refused = planned(16, checkpointing=False)
     assert not refused.network["checkpointing"]
     assert math.prod(refused.patch_size) < math.prod(tight.patch_size)

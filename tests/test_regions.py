@@ -78,6 +78,13 @@ def test_declared_as_nnunet_does() -> None:
         ({"bg": 0, "a": [1, "x"]}, [1], "label 'a' has value x; give a whole number"),
         ({"bg": 0, "a": []}, [1], "label 'a' has value []; give a whole number, or a list of them for a region"),
         ({"bg": 0, "a": 1}, [1], "regions_class_order is given and no label is a region; give regions as lists"),
+        (
+            {"bg": 0, "heart": [1, 2, 3], "left": [1, 2], "right": 3},
+            [1, 2, 3],
+            "writes 1 for region 'heart', which is a value of 'left' over it, so that what is 'heart' alone would be "
+            "read as 'left' too; write a value that no later region has, or leave out a region that is no more than",
+        ),
+        ({"bg": 0, "a": [1, 2], "b": [2, 3]}, [2, 3], "writes 2 for region 'a', which is a value of 'b' over it"),
         ({"bg": 0, "a": [1], "b": [1, 2]}, [1, 2], "region 'b' lies over 'a' and has all its values [1], so that 'a'"),
     ],
 )

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from medunet import verbs
 from medunet.bundle import read_plan
@@ -26,6 +28,7 @@ from medunet.bundle.running import load_workflow
 from medunet.data.volume import read_label, write_label
 from medunet.errors import BundleError, DatasetError, InputError, ResourceError, TrainingError
 from medunet.inference.device import mixed_type
+from medunet.networks.ensemble import joined
 from medunet.training import (
     Budget,
     CaseSampler,
@@ -40,7 +43,7 @@ from medunet.training import (
     WeightAverage,
     twin,
 )
-from medunet.training.budget import Pace
+from medunet.training.budget import Pace, _cases, _median_seconds
 from medunet.training.checkpoints import weights_of
 from medunet.training.entry import Entry, write_entry
 from medunet.training.initial import merged
@@ -223,9 +226,10 @@ def test_a_run_goes_on_with_its_optimizer_and_other_options(trained_bundle: Path
     metadata = json.loads(path.read_text())
     metadata["authors"] = "others"  # not of the plan
     path.write_text(json.dumps(metadata))
-    wider = {"network_def": {**metadata["plan"]["network"], "channels": [6, 8, 16]}}
+    metadata["plan"]["network"]["channels"] = [6, 8, 16]
+    path.write_text(json.dumps(metadata))
     with pytest.raises(BundleError, match=r"does not fit this plan \(.*\); train without") as told:
-        verbs.train(bundle, 0, {**values, **wider})
+        verbs.train(bundle, 0, values)
     assert len(str(told.value)) < 500
     metadata["plan"]["spacing"][0] /= 2
     path.write_text(json.dumps(metadata))
@@ -331,10 +335,20 @@ def test_while_no_dice_tells_weights_apart_the_last_are_the_best(tmp_path: Path)
     assert metric.mean() == 0.0
 
 
-def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["of one", "of an ensemble", "of another network"])
+def test_a_run_that_is_stopped_at_once_leaves_the_model_before(
+    trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """What was trained to its end makes no place for a few steps; its scores go with its log."""
     bundle = Path(shutil.copytree(trained_bundle, tmp_path / "b"))
-    before = (bundle / "models" / "model.pt").read_bytes()
-    values = {"quiet": True, "device::name": "cpu", "train::trainer::max_epochs": 2}
+    model = bundle / "models" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    if kind == "of an ensemble":
+        torch.save(joined([state, state]), model)
+    elif kind == "of another network":
+        torch.save({key: value[:1] for key, value in state.items()}, model)
+    before = model.read_bytes()
+    values = {"device::name": "cpu", "train::trainer::max_epochs": 2}
     parser = load_workflow(bundle, "train.yaml", "train", values).parser
     trainer, validation = (parser.get_parsed_content(key) for key in ("train::trainer", "validation"))
 
@@ -344,7 +358,10 @@ def test_scores_of_earlier_weights_do_not_outlive_them(trained_bundle: Path, tmp
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), stop)
     trainer.run()
-    assert (bundle / "models" / "model.pt").read_bytes() != before
+    told = f"no weights were validated: {model} is still that of the run before"
+    assert ((model.read_bytes() == before), told in " ".join(capsys.readouterr().out.split())) == (
+        (False, False) if kind == "of another network" else (True, True)
+    )
     assert not [path for path in (bundle / "eval" / "fold_0").iterdir() if path.name.startswith(("scores", "report"))]
 
 
@@ -700,6 +717,31 @@ def test_a_short_run_looks_at_its_pace_a_few_times() -> None:
         assert (state.max_epochs, state.epoch_length) == (epochs, length)
 
 
+def test_validations_that_take_longer_than_measured_are_reckoned_with() -> None:
+    budget = Budget(dataset=None, validator=None, log=None, minutes=10)
+    budget.validation_seconds, budget.reserve = 4.0, 10.0
+    for seconds, expected in ((3.0, (4.0, 10.0)), (9.0, (9.0, 15.0))):
+        budget.validated(seconds)
+        assert (budget.validation_seconds, budget.reserve) == expected
+
+
+def test_reading_a_case_is_part_of_what_it_takes() -> None:
+    class Slow(Dataset[dict[str, Any]]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            time.sleep(0.2)
+            return {"image": torch.zeros(1)}
+
+    validator = SimpleNamespace(
+        data_loader=DataLoader(Slow()), network=nn.Identity(), inferer=lambda image, network: image,
+        state=SimpleNamespace(device=torch.device("cpu")),
+    )  # fmt: skip
+    assert _median_seconds(_cases(validator), 0) >= 0.2
+    assert len(_cases(validator)) == 2
+
+
 def test_a_run_is_fitted_to_a_machine_that_changes() -> None:
     budget = Budget(dataset=None, validator=None, log=None, minutes=10)
     budget._epoch_seconds, budget.validation_seconds, budget.interval = 10.0, 4.0, 4  # 11 s an epoch
@@ -912,6 +954,19 @@ def test_channels_of_another_bundle_that_are_others_are_told(
     verbs.train(bundle, 0, {"device::name": "cpu", "init": str(other), "train::trainer::max_epochs": 1})
     told = f"its weights were trained on the channels FLAIR in this order, this plan's are {own}; where they do not"
     assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_of_which_no_kernel_fits_are_refused(
+    planned_bundle: Path, trained_bundle: Path, tmp_path: Path
+) -> None:
+    """Those of a 2D bundle: biases and norms have the same names and lengths."""
+    bundle, other = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, trained_bundle))
+    model = other / "models" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    torch.save({key: value[..., 0] if value.ndim == 5 else value for key, value in state.items()}, model)
+    with pytest.raises(BundleError, match=r"model\.pt: no kernel fits this plan's network; plan with the same network"):
+        verbs.train(bundle, 0, {"quiet": True, "device::name": "cpu", "init": str(other)})
+    assert not (bundle / "models").exists()
 
 
 def test_weights_of_another_bundle_are_taken_over_as_far_as_they_fit(

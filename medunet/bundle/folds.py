@@ -49,10 +49,10 @@ def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
         done, chosen = room.resume(root, values)
     dataset_dir = str(chosen.get("dataset_dir") or _dataset_dir(root))
     folds = load_index(str(root), dataset_dir).filled_folds()
-    if values.get("more") and done >= set(folds):
+    if values.get("more") and done >= set(folds) and (len(folds) == 1 or room.is_assembled(root)):
         raise BundleError(
-            f"{root}: all folds are finished, and no more than one keeps what it takes to train on; train --fold all "
-            f"without --resume, or a single fold with it"
+            f"{root}: all folds are finished, and no more than one keeps what it takes to train on; train a single "
+            f"fold with --resume, or --fold all without it, which begins all of them anew"
         )
     for number, fold in enumerate(folds):
         if fold not in done:
@@ -62,8 +62,9 @@ def train_folds(root: Path, values: Mapping[str, Any]) -> list[Path]:
             begun = (lambda: room.begin(root, values)) if first else (lambda: room.take_back(root))
             train_bundle(root, {**chosen, "fold": fold, **(_FINISH if goes_on else _AFRESH)}, begun)
             if not _scores(root, fold).is_file():  # stopped by hand
-                return [path for path in (_scores(root, k) for k in folds) if path.is_file()]
-            room.keep(root, fold)
+                return [_scores(root, k) for k in folds if k == fold or _scores(root, k).is_file()]
+            with explained(root / "configs" / "train.yaml"):
+                room.keep(root, fold)
     paths = [_scores(root, fold) for fold in folds]
     if len(folds) == 1:
         return paths

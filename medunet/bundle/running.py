@@ -14,6 +14,8 @@ from medunet.data.atomic import is_disk_full
 from medunet.errors import BundleError, DiskFullError, MedunetError, ResourceError, root_cause
 
 _NO_EVAL = "MONAI_EVAL_EXPR"
+_PLANNED = ("plan", "frame", "network_def", "_meta_")
+_EPOCHS = "train::trainer::max_epochs"
 
 
 def train_bundle(bundle: Path, overrides: Mapping[str, Any], begun: Callable[[], object] = lambda: None) -> None:
@@ -27,10 +29,16 @@ def train_bundle(bundle: Path, overrides: Mapping[str, Any], begun: Callable[[],
     from medunet.training.events import on_prepared
 
     with explained(bundle / "configs" / "train.yaml"):
-        workflow = load_workflow(bundle, "train.yaml", "train", overrides)
+        workflow = load_workflow(bundle, "train.yaml", "train", _with_duration(overrides))
         on_prepared(workflow.parser.get_parsed_content("train::trainer"), lambda engine: begun())
         workflow.run()
         workflow.finalize()
+
+
+def _with_duration(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Epochs that are given by themselves hold; the plan's minutes would decide otherwise."""
+    keys = {key.replace("#", "::") for key in overrides}
+    return {**overrides, **({"minutes": None} if _EPOCHS in keys and "minutes" not in keys else {})}
 
 
 def load_workflow(bundle: Path, config: str, kind: str, overrides: Mapping[str, Any]) -> Any:
@@ -74,6 +82,8 @@ def _override(parser: Any, overrides: Mapping[str, Any], path: Path) -> None:
             raise BundleError(
                 f"{path}: has no key '{first}' (from --set {key}=... or an overlay); take a key that stands in the file"
             )
+        if (missing := _unknown(parser, key)) is not None:
+            raise BundleError(f"{path}: has no key '{key}' (from --set or an overlay); {missing}")
         if (wrong := _wrong(parser, first, key, value)) is not None:
             raise BundleError(f"{path}: {key} (from --set or an overlay) is {value}; {wrong}")
         try:
@@ -88,16 +98,41 @@ def _wrong(parser: Any, first: str, key: str, value: Any) -> str | None:
     """What to do about a value that cannot be meant; None where it may be."""
     if isinstance(value, str) and value.startswith("$"):
         return "medunet evaluates no expressions: give the value itself"
-    if first == "plan" and key != first:
-        return "the plan is changed with medunet plan ... --set"
+    if first in _PLANNED:
+        return "prediction takes this from the plan, which is changed with medunet plan ... --set"
     now = _present(parser, key)
-    if isinstance(now, Mapping) and "_target_" in now and isinstance(value, Mapping) and "_target_" not in value:
-        return f"it is a component: give its values one by one, such as --set {key}::{next(iter(value), 'key')}=..."
+    if isinstance(now, Mapping) and "_target_" in now and not _may_be_component(value):
+        own = value if isinstance(value, Mapping) else [name for name in now if name != "_target_"]
+        return (
+            f"it is a component: give its values one by one, such as --set {key}::{next(iter(own), 'key')}=..., or "
+            f"another component in an overlay (--config)"
+        )
     if isinstance(value, str) and not value.startswith("@"):
         if isinstance(now, bool):
             return f"in the file it is {str(now).lower()}: give true or false"
         if isinstance(now, int | float):
             return f"in the file it is {now}: give a number"
+    return None
+
+
+def _may_be_component(value: Any) -> bool:
+    """A mapping with a target, a reference to one, or none."""
+    if isinstance(value, Mapping):
+        return "_target_" in value
+    return value is None or (isinstance(value, str) and value.startswith("@"))
+
+
+def _unknown(parser: Any, key: str) -> str | None:
+    """What there is where a key has no place; None where it has one. Components may be given further values."""
+    node: Any = parser.config
+    path: list[str] = []
+    for part in key.replace("#", "::").split("::"):
+        if not isinstance(node, Mapping) or "_target_" in node:
+            return None
+        if part not in node:
+            return f"'{'::'.join(path)}' has {', '.join(map(str, node))}" if path else None
+        node = node[part]
+        path.append(part)
     return None
 
 
@@ -133,9 +168,13 @@ def explained(config: Path) -> Iterator[None]:
 
 
 def _told_to_go_on(config: Path, error: DiskFullError) -> DiskFullError:
-    """A run that has begun goes on with ``--resume``: the same command again would remove its checkpoint."""
-    models = config.parents[1].resolve() / "models"
-    if config.name != "train.yaml" or not Path(error.place).resolve().is_relative_to(models):
+    """A run that has begun goes on with ``--resume``: the same command again would remove its checkpoint.
+
+    What it writes beside its store, it writes after that.
+    """
+    root, place = config.parents[1].resolve(), Path(error.place).resolve()
+    begun = any(place.is_relative_to(root / name) for name in ("models", "eval"))
+    if config.name != "train.yaml" or not begun or place.is_relative_to(root / "eval" / "store"):
         return error
     return DiskFullError(str(error).replace("run again", "train on with --resume"), error.place)
 

@@ -138,7 +138,7 @@ def _shipped(name: str, kind: str) -> Path:
     package = Path(medunet.__file__).parent
     folders = [place / "configs" / kind for place in (package, package.parent)]
     known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    if Path(name).stem not in known:
+    if Path(name).stem not in known or Path(name).name != name:
         raise PlanError(f"{name}: overlay is missing; give a YAML file or one of {', '.join(known)}")
     return known[Path(name).stem]
 

@@ -127,6 +127,7 @@ def require_consistent(known: Declared, where: str) -> None:
             f"background and then all regions, in one order"
         )
     _require_visible(known.regions, where)
+    _require_readable(known, where)
 
 
 def require_apart(ignore: int | None, named: dict[str, Values], where: str) -> None:
@@ -151,6 +152,19 @@ def _require_visible(regions: Mapping[str, Sequence[int]], where: str) -> None:
                 raise DatasetError(
                     f"{where}: region '{above}' lies over '{below}' and has all its values {list(regions[below])}, so "
                     f"that '{below}' would never be seen; declare larger regions first"
+                )
+
+
+def _require_readable(known: Declared, where: str) -> None:
+    """What is written for a region alone must not read as a region on top of it, which it does not show."""
+    names = list(known.regions)
+    for place, below in enumerate(names):
+        for above in names[place + 1 :]:
+            if known.labels[below] in known.regions[above]:
+                raise DatasetError(
+                    f"{where}: regions_class_order writes {known.labels[below]} for region '{below}', which is a value "
+                    f"of '{above}' over it, so that what is '{below}' alone would be read as '{above}' too; write a "
+                    f"value that no later region has, or leave out a region that is no more than its parts"
                 )
 
 

@@ -385,7 +385,7 @@ def _index(
         root=str(root),
         name=str(facts.get("name") or root.name),
         layout=layout,
-        channels=_channels(channels, len(training[0].images) if training else 1),
+        channels=_channels(channels, {len(case.images) for case in training}),
         labels=known.labels,
         training=tuple(sorted(training, key=lambda case: case.id)),
         test=test,
@@ -398,13 +398,13 @@ def _index(
     return settle(found, facts)
 
 
-def _channels(declared: Any, files: int) -> tuple[str, ...]:
-    """Names as declared; empty for single files, which are named after what is in them when they are read."""
+def _channels(declared: Any, files: set[int]) -> tuple[str, ...]:
+    """Names as declared; empty for single files, and where cases have not the same number: what is read names them."""
     if isinstance(declared, Mapping) and declared:
         return tuple(str(declared[key]) for key in sorted(declared, key=lambda key: (len(key), key)))
     if isinstance(declared, list) and declared:
         return tuple(str(name) for name in declared)
-    return () if files == 1 else tuple(f"image_{number}" for number in range(files))
+    return tuple(f"image_{number}" for number in range(max(files))) if len(files) == 1 and files != {1} else ()
 
 
 def _volumes(folder: Path) -> list[Path]:

@@ -93,8 +93,8 @@ class Partners:
         for folder in self.folders:
             if not (folder / "configs" / "metadata.json").is_file():
                 raise BundleError(
-                    f"{folder}: the plan has this bundle for a partner, and it is missing; put it there, or predict "
-                    f"with --set inferer::partners=[]"
+                    f"{folder}: the plan has this bundle for a partner, and it is missing; put it there, or write "
+                    f"partners: [] under inferer in configs/inference.yaml"
                 )
             partner = Neighbour(folder, "is a partner")
             for name, own in {"labels": self.labels, **self.facts}.items():

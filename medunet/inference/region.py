@@ -99,7 +99,7 @@ class _Finder:
         if not (self.folder / "configs" / "metadata.json").is_file():
             raise BundleError(
                 f"{self.folder}: the plan looks for its region with this bundle, and it is missing; put it there, or "
-                f"predict with --set inferer::region=all"
+                f"write region: all under inferer in configs/inference.yaml"
             )
         other = Neighbour(self.folder, "tells a region")
         other.require_same("channels", self.channels)

@@ -89,7 +89,7 @@ class _Draft:
 
         Before the patch shrinks, activations are recomputed (`checkpointing`), which takes less memory and more time.
         """
-        patch, reason = self._first_patch(frame)
+        patch = self._first_patch(frame)
         wanted = self.chosen.get("batch_size", 1 if "patch_size" in self.chosen else 2)
         while True:
             network, patch = self._network(frame, patch)
@@ -107,8 +107,8 @@ class _Draft:
                     f"the budget is {self.budget.memory / 1e9:.1f} GB; "
                     f"give more memory, {self._less(network)}"
                 )
-            patch, reason = smaller, f"the largest in the data's proportions that fits {self._gigabytes()}"
-        self.reasons.setdefault("patch_size", reason)
+            patch = smaller
+            self.reasons["patch_size"] = f"the largest in the data's proportions that fits {self._gigabytes()}"
         return network, patch, batch
 
     def _less(self, network: Network) -> str:
@@ -140,7 +140,7 @@ class _Draft:
     def _gigabytes(self) -> str:
         return f"{self.budget.memory / 1e9:g} GB of memory"
 
-    def _first_patch(self, frame: geometry.Frame) -> tuple[tuple[int, ...], str]:
+    def _first_patch(self, frame: geometry.Frame) -> tuple[int, ...]:
         limit = _PATCH_VOXELS[self.budget.device, frame.dims]
         patch = geometry.first_patch(frame, limit)
         reason = (
@@ -149,7 +149,7 @@ class _Draft:
         )
         taken = tuple(self.take("patch_size", patch, reason))
         settings.require_dims(taken, frame.dims)
-        return taken, reason
+        return taken
 
     def _network(self, frame: geometry.Frame, patch: tuple[int, ...]) -> tuple[Network, tuple[int, ...]]:
         """Levels, strides and kernels after nnU-Net; sizes rounded up to the divisor unless chosen."""

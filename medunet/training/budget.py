@@ -6,8 +6,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -168,6 +166,11 @@ class Budget:
         self.validations = max(0, min(self.validations, allowed))
         return int(_MARGIN * (left - self.reserve - self.validations * validation) / pace.step)
 
+    def validated(self, seconds: float) -> None:
+        """Note what a validation took: those to come, the last one included, will take no less."""
+        more = max(0.0, seconds - self.validation_seconds)
+        self.validation_seconds, self.reserve = self.validation_seconds + more, self.reserve + more
+
     def _note_time(self, engine: Engine) -> None:
         self._epoch_started = time.monotonic()
 
@@ -219,13 +222,16 @@ def _steps(trainer: Any, network: torch.nn.Module) -> list[Callable[[], object]]
 
 
 def _cases(validator: Any) -> list[Callable[[], object]]:
-    def run(batch: Any) -> None:
+    """Reading and segmenting two cases."""
+    batches = iter(validator.data_loader)
+
+    def run() -> None:
         with torch.no_grad():
-            validator.inferer(batch["image"], validator.network)
+            validator.inferer(next(batches)["image"], validator.network)
         synchronize(validator.state.device)
 
     validator.network.eval()
-    return [partial(run, batch) for batch in islice(validator.data_loader, 2)]
+    return [run] * min(2, len(validator.data_loader))
 
 
 def _median_seconds(actions: list[Callable[[], object]], warmup: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def calibrate(
     labels: Mapping[str, Values],
     model: Path,
     fold: int,
+    trained: Sequence[str],
     ignore: int | None = None,
 ) -> None:
     """Write ``models/quality.json``: a calibration per class of the weights that `model` holds, null for too few cases.
@@ -40,6 +41,7 @@ def calibrate(
         cases: dataset of ``{"image", "label"}`` on the files' own grids.
         labels: stored value per class, or values per region, without the background.
         model: the bundle's ``models/model.pt``.
+        trained: digests of the cases that it was trained on; they are kept in the private folder.
         ignore: the references' value of voxels nobody annotated.
     """
     plain = copy.deepcopy(network).eval()
@@ -60,6 +62,6 @@ def calibrate(
     classes = {name: None if found is None else found.as_json() for name, found in fitted.items()}
     bundle = model.parents[1]
     digest = weights_digest(bundle)
-    noted = {"weights": digest, "whole": whole, "worse": worse}
+    noted = {"weights": digest, "trained": list(trained), "whole": whole, "worse": worse}
     write_json(bundle / "eval" / f"fold_{fold}" / CERTAINTY, noted)
     write_json(bundle / QUALITY, {"weights": digest, "fold": fold, "classes": classes})

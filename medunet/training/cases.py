@@ -51,7 +51,7 @@ class FoldCases(Sequence[dict[str, Any]]):
     """``{"image", "label", "case", "weight"}`` per case of one side of a fold; read when first needed.
 
     Args:
-        part: ``training``, ``validation`` or ``test``.
+        part: ``training``, ``validation`` or ``test`` (those that are labelled).
     """
 
     def __init__(self, bundle_root: str, dataset_dir: str, fold: int, part: str) -> None:
@@ -67,14 +67,32 @@ class FoldCases(Sequence[dict[str, Any]]):
         training, validation = index.split(self.fold)
         if self.part == "validation" and len(index.training) > 1 and training == validation:
             _log.warning("all %d cases are of one patient: they are trained on and scored alike", len(training))
-        chosen = {"training": training, "validation": validation, "test": index.test}[self.part]
-        return [_item(index, case) for case in chosen]
+        if self.part == "test":
+            return [_item(index, case) for case in _labelled(index.test)]
+        return [_item(index, case) for case in (training if self.part == "training" else validation)]
+
+    def others(self) -> FoldCases:
+        """The fold's training cases."""
+        return FoldCases(self.bundle_root, self.dataset_dir, self.fold, "training")
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
         return self._items[index]
+
+
+def _labelled(test: Sequence[Case]) -> list[Case]:
+    """Those that can be scored; test cases often come without labels."""
+    labelled = [case for case in test if case.label is not None]
+    if not labelled:
+        raise BundleError(
+            f"none of {len(test)} test cases has a label to compare with; give labels to some and plan again, or take "
+            f"another part"
+        )
+    if len(labelled) < len(test):
+        _log.warning("%d of %d test cases have no label and are left out", len(test) - len(labelled), len(test))
+    return labelled
 
 
 def _item(index: Index, case: Case) -> dict[str, Any]:

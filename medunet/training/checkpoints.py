@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from medunet.data.atomic import write_with
 from medunet.errors import BundleError
 from medunet.inference.weights import MODEL, plan_digest, read_state
-from medunet.networks.ensemble import members_in
+from medunet.networks.ensemble import member_of, members_in
 from medunet.planning.record import MEANING
 from medunet.training.distributed import is_main_process
 from medunet.training.events import on_prepared
@@ -103,7 +103,7 @@ class Checkpoints:
             "asked": engine.state.asked,
             "interval": engine.state.interval,
             "fold": self.fold,
-            "trained": self._cases(),
+            "trained": self.trained(),
             "written": self._written,
             "plan": plan_digest(self.bundle, MEANING),
             "best": self.best,
@@ -127,30 +127,47 @@ class Checkpoints:
         self.since_best = 0 if better else self.since_best + 1
         return better
 
-    def save_if_none(self) -> None:
-        """Leave a usable model when a run ends before its first validation."""
-        if self.best["dice"] is None:
+    def save_if_none(self) -> bool:
+        """Leave a usable model when a run ends before its first validation; tell whether an earlier one is left.
+
+        That is one of another run that fits the plan: what was trained to its end makes no place for a few steps.
+        """
+        left = not self._written and self._fits()
+        if self.best["dice"] is None and not left:
             self._write_model()
+        return left
+
+    def _fits(self) -> bool:
+        """Whether the model that is there, or each network of an ensemble, has this network's tensors."""
+        if not self.model.is_file():
+            return False
+        try:
+            there = read_state(self.model)
+        except BundleError:
+            return False
+        first = member_of(there, 0) if members_in(there) else there
+        own = plain(self.average).state_dict()
+        return {key: value.shape for key, value in first.items()} == {key: value.shape for key, value in own.items()}
 
     def _write_model(self) -> None:
         if is_main_process():
             write_with(self.model, lambda path: torch.save(weights_of(self.average), path))
         self._written = True
 
-    def _cases(self) -> list[str]:
+    def trained(self) -> list[str]:
         """Digests of all cases that the run was trained on so far."""
-        self._trained |= {_digest(item) for item in self.training}
+        self._trained |= {case_digest(item) for item in self.training}
         return sorted(self._trained)
 
     def _require_unseen(self, state: Mapping[str, Any]) -> None:
         """Refuse validation cases of today that were trained on; a single patient, who is both at all times, may be."""
-        present = {_digest(item) for item in self.training}
+        present = {case_digest(item) for item in self.training}
         self._trained = set(state.get("trained", ()))
         for item in self.validation:
-            if (digest := _digest(item)) in self._trained and digest not in present:
+            if (digest := case_digest(item)) in self._trained and digest not in present:
                 raise BundleError(
-                    f"{self.last}: was trained on {_name(item)}, which fold {self.fold} holds out now, since the folds "
-                    f"were changed; train without --resume"
+                    f"{self.last}: was trained on {case_name(item)}, which fold {self.fold} holds out now, since the "
+                    f"folds were changed; train without --resume"
                 )
 
     def _restore(self, engine: Engine) -> None:
@@ -235,23 +252,24 @@ def fold_of_checkpoint(bundle: Path) -> int | None:
     return int(_last_state(bundle / LAST)["fold"]) if (bundle / LAST).is_file() else None
 
 
-def fold_of_model(bundle: Path) -> int | None:
-    """The fold whose run wrote ``models/model.pt``, as its checkpoint tells; None where nothing tells.
+def told_by_checkpoint(bundle: Path) -> tuple[int | None, set[str]]:
+    """The fold whose run wrote ``models/model.pt`` and digests of its cases; None and none where nothing tells.
 
     Raises:
         BundleError: the checkpoint cannot be read.
     """
     state = _last_state(bundle / LAST) if (bundle / LAST).is_file() else {}
-    return int(state["fold"]) if state.get("written") else None
+    return (int(state["fold"]), set(state["trained"])) if state.get("written") else (None, set())
 
 
-def _name(item: Any) -> str:
+def case_name(item: Any) -> str:
     """A case's name, or its images where it has none, as in a list from elsewhere."""
     return str(item.get("case", item["image"]))
 
 
-def _digest(item: Any) -> str:
-    return hashlib.sha256(_name(item).encode()).hexdigest()
+def case_digest(item: Any) -> str:
+    """Of its name, by which a case is known again and not told."""
+    return hashlib.sha256(case_name(item).encode()).hexdigest()
 
 
 def _last_state(path: Path) -> dict[str, Any]:

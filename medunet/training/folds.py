@@ -26,7 +26,8 @@ from medunet.inference.weights import COMPONENTS, MODEL, file_digest, plan_diges
 from medunet.networks.ensemble import joined, members_in
 from medunet.training.calibrating import CERTAINTY
 from medunet.training.cases import FoldCases
-from medunet.training.checkpoints import fold_of_model, fold_weights
+from medunet.training.checkpoints import fold_weights, told_by_checkpoint
+from medunet.training.distributed import is_main_process
 
 CROSS_VALIDATION = "eval/cross_validation.json"
 
@@ -40,10 +41,12 @@ _SPEED = {f"train::dataloader::{key}" for key in ("num_workers", "augment_on")} 
     f"network::{key}" for key in ("compile", "channels_last")
 }
 """How a step is computed: it may change too (docs/training.md, Speed)."""
+_IN_CHECKPOINT = {"minutes", "train::trainer::max_epochs", "init"}
+"""What need not be said again when a fold is resumed."""
 
 
-def held_out_by(bundle: Path, weights: Path) -> int | None:
-    """The fold whose validation cases no network in these weights was trained on; None where that is not known.
+def trained_for(bundle: Path, weights: Path) -> tuple[int | None, set[str]]:
+    """The fold that these weights are of, and digests of the cases they were trained on; None where nothing tells.
 
     A finished run notes it beside its scores; of one that was stopped or killed the checkpoint tells.
 
@@ -55,10 +58,10 @@ def held_out_by(bundle: Path, weights: Path) -> int | None:
             f"{weights}: is an ensemble, trained on the validation cases of every fold; evaluate the test cases "
             f"(--part test), or take {CROSS_VALIDATION}"
         )
-    noted = (path for path in bundle.glob(f"eval/fold_*/{CERTAINTY}") if read_certainty(path, weights))
-    folds = (int(path.parent.name.removeprefix("fold_")) for path in noted)
-    own = weights.resolve() == (bundle / MODEL).resolve()
-    return next(folds, fold_of_model(bundle) if own else None)
+    for path in bundle.glob(f"eval/fold_*/{CERTAINTY}"):
+        if noted := read_certainty(path, weights):
+            return int(path.parent.name.removeprefix("fold_")), set(noted.get("trained", ()))
+    return told_by_checkpoint(bundle) if weights.resolve() == (bundle / MODEL).resolve() else (None, set())
 
 
 def begin(bundle: Path, given: Mapping[str, Any]) -> None:
@@ -66,7 +69,16 @@ def begin(bundle: Path, given: Mapping[str, Any]) -> None:
     _take_apart(bundle)
     for path in (bundle / "models").glob("fold_[0-9]*.pt"):
         path.unlink()
+    for folder in (bundle / "eval").glob("fold_[0-9]*"):
+        forget_scores(folder)
     write_json(bundle / _RECORD, {"plan": plan_digest(bundle), "given": _lasting(given), "done": {}, "alone": None})
+
+
+def forget_scores(folder: Path) -> None:
+    """Remove what an earlier run said of weights that are there no longer; a bundle would be packed with it."""
+    if is_main_process():
+        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES, CERTAINTY):
+            (folder / name).unlink(missing_ok=True)
 
 
 def resume(bundle: Path, given: Mapping[str, Any]) -> tuple[set[int], dict[str, Any]]:
@@ -98,17 +110,17 @@ def resume(bundle: Path, given: Mapping[str, Any]) -> tuple[set[int], dict[str, 
 
 def _others(begun: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides of `given` by which something else would be trained than what was begun."""
-    lasting = _lasting(given).items()
     return {
         key: value
-        for key, value in lasting
-        if key.replace("#", "::") not in _PLACES | _SPEED and (key not in begun or begun[key] != value)
+        for key, value in _lasting(given).items()
+        if key not in _PLACES | _SPEED and (key not in begun or begun[key] != value)
     }
 
 
 def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides as JSON has them, without what holds for one call alone."""
-    kept = {key: value for key, value in given.items() if key.replace("#", "::").split("::")[0] not in _PASSING}
+    named = {key.replace("#", "::"): value for key, value in given.items()}
+    kept = {key: value for key, value in named.items() if key.split("::")[0] not in _PASSING}
     content: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return content
 
@@ -135,8 +147,14 @@ def part_with(bundle: Path, fold: int, given: Mapping[str, Any]) -> None:
     fold_weights(bundle, fold).unlink(missing_ok=True)
     _take_apart(bundle)
     record = _record(bundle)
-    if record is not None and not (given.get("resume") and not _others(record["given"], given)):
+    if record is not None and not _goes_on_alike(record["given"], given):
         write_json(bundle / _RECORD, {**record, "alone": fold})
+
+
+def _goes_on_alike(begun: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a fold that is resumed by itself ends as the run over all folds would have let it end."""
+    left_out = begun.keys() - _lasting(given).keys() - _PLACES - _SPEED - _IN_CHECKPOINT
+    return bool(given.get("resume")) and not given.get("more") and not left_out and not _others(begun, given)
 
 
 def belongs(bundle: Path, fold: int) -> bool:
@@ -184,6 +202,15 @@ def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any], datase
     rules, evidence = ({}, {}) if plan.get("regions") else _proved(bundle, content["cases"], labels, plan.get("ignore"))
     write_json(bundle / COMPONENTS, {"weights": digest, "rules": rules, "evidence": evidence})
     return target
+
+
+def is_assembled(bundle: Path) -> bool:
+    """Whether all folds were made into the model that is there."""
+    try:
+        content = json.loads((bundle / COMPONENTS).read_text(encoding="utf-8"))  # what `assemble` writes last
+        return bool(content["weights"] == weights_digest(bundle))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def cross_validation(bundle: Path) -> Path | None:

@@ -74,8 +74,8 @@ class InitialWeights:
             other = member_of(other, 0)
         plan = _plan_of(self.folder)
         taken = merged(own, other, self.labels, list(plan["labels"]))
-        if not taken:
-            raise BundleError(f"{self.folder / MODEL}: no tensor fits this plan's network; plan with the same network")
+        if not any(values.ndim > 1 for values, _ in taken.values()):  # kernels; of 2D and 3D the rest may be as long
+            raise BundleError(f"{self.folder / MODEL}: no kernel fits this plan's network; plan with the same network")
         for network in (plain(self.network), self.average):
             network.load_state_dict({**own, **{name: values for name, (values, _) in taken.items()}})
         source = f"the first of the {members} networks of {self.folder}" if members else str(self.folder)

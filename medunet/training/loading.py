@@ -69,7 +69,7 @@ class PatchLoader(DataLoader[Any]):
             a ``finish`` transform, or a dataset of another kind, always by the workers.
 
     Raises:
-        BundleError: `augment_on` is another word.
+        BundleError: `augment_on` is another word, or the sampler draws batches of another size.
         MedunetError: (while iterating) what went wrong in a loading process, in its own words.
     """
 
@@ -84,6 +84,12 @@ class PatchLoader(DataLoader[Any]):
     ) -> None:
         if augment_on not in _WHERE:
             raise BundleError(f"augment_on '{augment_on}' is not known; give {', '.join(_WHERE[:-1])} or {_WHERE[-1]}")
+        drawn = getattr(sampler, "batch_size", batch_size)
+        if drawn != batch_size:
+            raise BundleError(
+                f"train::sampler::batch_size is {drawn} and train::dataloader::batch_size {batch_size}; give both the "
+                f"same number"
+            )
         cuda = device.type == "cuda"
         self._device = device
         self._late = _divisible(dataset) if augment_on == "device" or (augment_on == "auto" and cuda) else None

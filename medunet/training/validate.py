@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from medunet.evaluation import metrics, report, scores
 from medunet.inference.weights import MODEL
 from medunet.training.allocator import return_freed_memory
 from medunet.training.budget import Budget
-from medunet.training.calibrating import CERTAINTY, calibrate
+from medunet.training.calibrating import calibrate
 from medunet.training.cases import FoldCases
-from medunet.training.checkpoints import Checkpoints, plain
+from medunet.training.checkpoints import Checkpoints, case_digest, case_name, plain
 from medunet.training.distributed import agree, is_main_process
-from medunet.training.folds import held_out_by
+from medunet.training.folds import forget_scores, trained_for
 from medunet.training.log import Log
 from medunet.training.samples import page_of
 from medunet.training.schedule import first_step
@@ -155,7 +156,9 @@ class Validation:
             engine.state.max_epochs = epoch
 
     def _run(self, engine: Engine) -> None:
+        start = time.monotonic()
         self.validator.run(int(engine.state.epoch))
+        self.budget.validated(time.monotonic() - start)
         dice = self.metric.mean()
         best = self.checkpoints.offer(dice, engine.state.iteration)
         self.log.validated(engine, dice, self.metric.class_means(), best)
@@ -165,7 +168,8 @@ class Validation:
         if not is_main_process():
             return
         if self.stopped or not len(self.validator.data_loader):
-            self.checkpoints.save_if_none()
+            if self.checkpoints.save_if_none():
+                self.log.say(f"no weights were validated: {self.checkpoints.model} is still that of the run before")
             self.checkpoints.save_last(engine)
             forget_scores(self.log.folder)
             return
@@ -176,7 +180,8 @@ class Validation:
         write_fold(self.log, self.metric, self.plan, facts, page_of(self.budget.dataset))
         network, cases = plain(self.checkpoints.network), self.validator.data_loader.dataset
         model, metric = self.checkpoints.model, self.metric
-        calibrate(self.validator.inferer, network, cases, metric.labels, model, self.log.fold, metric.ignore)
+        trained = self.checkpoints.trained()
+        calibrate(self.validator.inferer, network, cases, metric.labels, model, self.log.fold, trained, metric.ignore)
 
 
 def write_fold(
@@ -196,13 +201,6 @@ def write_fold(
         content, log.folder / "report.html",
         title=title, plan=values, reasons=plan["reasons"], log=log.rows(), samples=samples,
     )  # fmt: skip
-
-
-def forget_scores(folder: Path) -> None:
-    """Remove what an earlier run said of weights that are there no longer; a bundle would be packed with it."""
-    if is_main_process():
-        for name in ("scores.json", "scores.csv", "report.html", report.SAMPLES, CERTAINTY):
-            (folder / name).unlink(missing_ok=True)
 
 
 class ScoresWriter:
@@ -230,12 +228,19 @@ class ScoresWriter:
     def _require_unseen(self, engine: Engine) -> None:
         if not isinstance(self.cases, FoldCases) or self.cases.part != "validation":
             return
-        fold = held_out_by(self.bundle, self.weights)
+        fold, trained = trained_for(self.bundle, self.weights)
         if fold not in (None, self.cases.fold):
             raise BundleError(
                 f"{self.weights}: is of fold {fold}, which was trained on cases that fold {self.cases.fold} holds out; "
                 f"evaluate fold {fold} (--fold {fold}) or the test cases (--part test)"
             )
+        present = {case_digest(item) for item in self.cases.others()}
+        for item in self.cases:
+            if (digest := case_digest(item)) in trained and digest not in present:
+                raise BundleError(
+                    f"{self.weights}: was trained on {case_name(item)}, which fold {self.cases.fold} holds out now, "
+                    f"since the folds were changed; train again, or evaluate the test cases (--part test)"
+                )
 
     def _write(self, engine: Engine) -> None:
         if self.metric.cases:
