@@ -960,7 +960,10 @@ def test_weights_of_which_no_kernel_fits_are_refused(
     planned_bundle: Path, trained_bundle: Path, tmp_path: Path
 ) -> None:
     """Those of a 2D bundle: biases and norms have the same names and lengths."""
-    bundle, other = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (planned_bundle, trained_bundle))
+    bundle, other = (
+        Path(shutil.copytree(path, tmp_path / name))
+        for path, name in ((planned_bundle, "b"), (trained_bundle, "other"))
+    )
     model = other / "models" / "model.pt"
     state = torch.load(model, weights_only=True)
     torch.save({key: value[..., 0] if value.ndim == 5 else value for key, value in state.items()}, model)

@@ -101,7 +101,7 @@ def _wrong(parser: Any, first: str, key: str, value: Any) -> str | None:
     if first in _PLANNED:
         return "prediction takes this from the plan, which is changed with medunet plan ... --set"
     now = _present(parser, key)
-    if isinstance(now, Mapping) and "_target_" in now and not _may_be_component(value):
+    if isinstance(now, Mapping) and "_target_" in now and not _may_stand_for_it(value, key == first):
         own = value if isinstance(value, Mapping) else [name for name in now if name != "_target_"]
         return (
             f"it is a component: give its values one by one, such as --set {key}::{next(iter(own), 'key')}=..., or "
@@ -115,11 +115,13 @@ def _wrong(parser: Any, first: str, key: str, value: Any) -> str | None:
     return None
 
 
-def _may_be_component(value: Any) -> bool:
-    """A mapping with a target, a reference to one, or none."""
+def _may_stand_for_it(value: Any, whole: bool) -> bool:
+    """Another component, a reference, or none; where it is an argument also what it makes, such as a list of cases."""
     if isinstance(value, Mapping):
         return "_target_" in value
-    return value is None or (isinstance(value, str) and value.startswith("@"))
+    if isinstance(value, str):
+        return value.startswith("@")
+    return value is None or not whole
 
 
 def _unknown(parser: Any, key: str) -> str | None:
