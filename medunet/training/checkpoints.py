@@ -259,7 +259,7 @@ def told_by_checkpoint(bundle: Path) -> tuple[int | None, set[str]]:
         BundleError: the checkpoint cannot be read.
     """
     state = _last_state(bundle / LAST) if (bundle / LAST).is_file() else {}
-    return (int(state["fold"]), set(state["trained"])) if state.get("written") else (None, set())
+    return (int(state["fold"]), set(state.get("trained", ()))) if state.get("written") else (None, set())
 
 
 def case_name(item: Any) -> str:
