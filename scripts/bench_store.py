@@ -162,7 +162,7 @@ def formats(items: Sequence[dict[str, str]], work: Path, reads: int) -> list[lis
     arrays = [(d["image"].numpy(), d["label"].numpy()) for d in done]
     rows = []
     for name, (write, opened) in FORMATS.items():
-        if name.split()[0] in missing:
+        if name.replace(",", " ").split()[0] in missing:
             continue
         folders = [work / f"format_{number}" for number in range(len(items))]
         start = time.perf_counter()
