@@ -277,7 +277,7 @@ print(kept('VmHWM') - kept('RssFile') - before)  # libraries' pages come and go
     ("base", "depth", "supervision", "batch", "patch", "checkpointing"),
     [
         (16, 4, 2, 4, [40, 56, 40], False),
-        (32, 4, 0, 2, [64, 64, 64], False),
+        pytest.param(32, 4, 0, 2, [64, 64, 64], False, marks=pytest.mark.slow),
         (16, 5, 2, 8, [256, 256], False),
         (32, 4, 0, 2, [64, 64, 64], True),
         (16, 5, 2, 8, [256, 256], True),
