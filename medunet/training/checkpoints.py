@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,19 +156,17 @@ class Checkpoints:
 
     def trained(self) -> list[str]:
         """Digests of all cases that the run was trained on so far."""
-        self._trained |= {case_digest(item) for item in self.training}
+        self._trained |= {_digest(item) for item in self.training}
         return sorted(self._trained)
 
     def _require_unseen(self, state: Mapping[str, Any]) -> None:
-        """Refuse validation cases of today that were trained on; a single patient, who is both at all times, may be."""
-        present = {case_digest(item) for item in self.training}
+        """Refuse validation cases of today that were trained on."""
         self._trained = set(state.get("trained", ()))
-        for item in self.validation:
-            if (digest := case_digest(item)) in self._trained and digest not in present:
-                raise BundleError(
-                    f"{self.last}: was trained on {case_name(item)}, which fold {self.fold} holds out now, since the "
-                    f"folds were changed; train without --resume"
-                )
+        if name := first_seen(self.validation, self.training, self._trained):
+            raise BundleError(
+                f"{self.last}: was trained on {name}, which fold {self.fold} holds out now, since the folds were "
+                f"changed; train without --resume"
+            )
 
     def _restore(self, engine: Engine) -> None:
         state = _last_state(self.last)
@@ -262,14 +260,23 @@ def told_by_checkpoint(bundle: Path) -> tuple[int | None, set[str]]:
     return (int(state["fold"]), set(state.get("trained", ()))) if state.get("written") else (None, set())
 
 
-def case_name(item: Any) -> str:
+def first_seen(validation: Iterable[Any], training: Iterable[Any], trained: Container[str]) -> str | None:
+    """The name of the first validation case whose digest is among those `trained` on; None where none is.
+
+    A single patient, who is trained on and held out at all times, does not count.
+    """
+    present = {_digest(item) for item in training}
+    seen = (_name(item) for item in validation if (digest := _digest(item)) in trained and digest not in present)
+    return next(seen, None)
+
+
+def _name(item: Any) -> str:
     """A case's name, or its images where it has none, as in a list from elsewhere."""
     return str(item.get("case", item["image"]))
 
 
-def case_digest(item: Any) -> str:
-    """Of its name, by which a case is known again and not told."""
-    return hashlib.sha256(case_name(item).encode()).hexdigest()
+def _digest(item: Any) -> str:
+    return hashlib.sha256(_name(item).encode()).hexdigest()
 
 
 def _last_state(path: Path) -> dict[str, Any]:

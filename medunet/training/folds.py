@@ -59,7 +59,7 @@ def trained_for(bundle: Path, weights: Path) -> tuple[int | None, set[str]]:
             f"(--part test), or take {CROSS_VALIDATION}"
         )
     for path in bundle.glob(f"eval/fold_*/{CERTAINTY}"):
-        if noted := read_certainty(path, weights):
+        if noted := said_of(path, weights):
             return int(path.parent.name.removeprefix("fold_")), set(noted.get("trained", ()))
     return told_by_checkpoint(bundle) if weights.resolve() == (bundle / MODEL).resolve() else (None, set())
 
@@ -206,11 +206,7 @@ def assemble(bundle: Path, folds: Sequence[int], plan: Mapping[str, Any], datase
 
 def is_assembled(bundle: Path) -> bool:
     """Whether all folds were made into the model that is there."""
-    try:
-        content = json.loads((bundle / COMPONENTS).read_text(encoding="utf-8"))  # what `assemble` writes last
-        return bool(content["weights"] == weights_digest(bundle))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(said_of(bundle / COMPONENTS, bundle / MODEL))  # what `assemble` writes last
 
 
 def cross_validation(bundle: Path) -> Path | None:
@@ -253,7 +249,7 @@ def _calibrated(bundle: Path, folds: Sequence[int], labels: Mapping[str, int]) -
     whole: dict[str, list[Scored]] = {name: [] for name in labels}
     worse: dict[str, list[Scored]] = {name: [] for name in labels}
     for fold in folds:
-        content = read_certainty(bundle / "eval" / f"fold_{fold}" / CERTAINTY, fold_weights(bundle, fold))
+        content = said_of(bundle / "eval" / f"fold_{fold}" / CERTAINTY, fold_weights(bundle, fold))
         for name in labels:
             whole[name] += content.get("whole", {}).get(name, [])
             worse[name] += content.get("worse", {}).get(name, [])
@@ -261,8 +257,8 @@ def _calibrated(bundle: Path, folds: Sequence[int], labels: Mapping[str, int]) -
     return {name: None if one is None else one.as_json() for name, one in fitted.items()}
 
 
-def read_certainty(path: Path, weights: Path) -> dict[str, Any]:
-    """What `calibrate` noted of a fold; nothing where it is of other weights."""
+def said_of(path: Path, weights: Path) -> dict[str, Any]:
+    """What a JSON file says of these weights; nothing where it is of others."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return content if content["weights"] == file_digest(weights) else {}

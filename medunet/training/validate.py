@@ -24,7 +24,7 @@ from medunet.training.allocator import return_freed_memory
 from medunet.training.budget import Budget
 from medunet.training.calibrating import calibrate
 from medunet.training.cases import FoldCases
-from medunet.training.checkpoints import Checkpoints, case_digest, case_name, plain
+from medunet.training.checkpoints import Checkpoints, first_seen, plain
 from medunet.training.distributed import agree, is_main_process
 from medunet.training.folds import forget_scores, trained_for
 from medunet.training.log import Log
@@ -234,13 +234,11 @@ class ScoresWriter:
                 f"{self.weights}: is of fold {fold}, which was trained on cases that fold {self.cases.fold} holds out; "
                 f"evaluate fold {fold} (--fold {fold}) or the test cases (--part test)"
             )
-        present = {case_digest(item) for item in self.cases.others()}
-        for item in self.cases:
-            if (digest := case_digest(item)) in trained and digest not in present:
-                raise BundleError(
-                    f"{self.weights}: was trained on {case_name(item)}, which fold {self.cases.fold} holds out now, "
-                    f"since the folds were changed; train again, or evaluate the test cases (--part test)"
-                )
+        if name := first_seen(self.cases, self.cases.others(), trained):
+            raise BundleError(
+                f"{self.weights}: was trained on {name}, which fold {self.cases.fold} holds out now, since the folds "
+                f"were changed; train again, or evaluate the test cases (--part test)"
+            )
 
     def _write(self, engine: Engine) -> None:
         if self.metric.cases:
